@@ -1,0 +1,137 @@
+"""The shelves: models, datasets and metrics, found by name, with their settings read from their signatures.
+
+This module imports neither torch nor pydantic when loaded, so that `landscape --help` stays instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from annotated_types import Ge, Gt
+
+from landscape_cli.errors import Fault
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+Count = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+
+Kind = Literal["model", "dataset", "metric"]
+Invariance = Literal["none", "permutation", "global", "scale", "filter", "smooth", "output"]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered function: its name, its kind, and the facts that its decorator states."""
+
+    name: str
+    kind: Kind
+    function: Callable[..., Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """First line of the docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    @cached_property
+    def settings(self) -> type[BaseModel]:
+        """A pydantic model of the keyword-only arguments, with their types, bounds and defaults."""
+        from pydantic import ConfigDict, create_model
+
+        fields: dict[str, Any] = {
+            p.name: (p.annotation, ... if p.default is p.empty else p.default)
+            for p in inspect.signature(self.function, eval_str=True).parameters.values()
+            if p.kind is p.KEYWORD_ONLY
+        }
+        strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+        return create_model(self.name, __config__=strict, **fields)
+
+    @cached_property
+    def defaults(self) -> dict[str, Any]:
+        """Every setting that has a default; a list where a scalar is due stands for one row a value."""
+        own = {k: f.default for k, f in self.settings.model_fields.items() if not f.is_required()}
+        return own | self.facts.get("grids", {})
+
+
+REGISTRY: dict[Kind, dict[str, Entry]] = {"model": {}, "dataset": {}, "metric": {}}
+
+
+def _register(kind: Kind, **facts: Any) -> Callable[[Function], Function]:
+    def put(function: Function) -> Function:
+        known = REGISTRY[kind].get(function.__name__)
+        if known and known.function.__module__ != function.__module__:
+            raise Fault(f"{kind} {function.__name__!r} is already registered by {known.function.__module__}")
+        REGISTRY[kind][function.__name__] = Entry(function.__name__, kind, function, facts)
+        return function
+
+    return put
+
+
+def model(function: Function) -> Function:
+    """Put `def my_net(input_shape, num_classes, *, ...) -> nn.Module` on the shelf of models."""
+    return _register("model")(function)
+
+
+def dataset(function: Function) -> Function:
+    """Put `def my_data(*, ...) -> (x_train, y_train, x_test, y_test)` on the shelf of datasets."""
+    return _register("dataset")(function)
+
+
+def metric(
+    *, invariant: str, source: str, default: bool = False, version: int = 1, **grids: list[Any]
+) -> Callable[[Function], Function]:
+    """Put `def my_metric(at: Point, *, ...) -> Estimate` on the shelf of metrics.
+
+    Args:
+        invariant: what it claims to survive, names of `Invariance` joined by commas; see docs/metrics.md.
+        source: paper, section or equation.
+        default: whether `metrics: default` runs it.
+        version: raise it when values change, so that old cells are measured again.
+        grids: for a setting, the list of values that are measured by default, one row each.
+    """
+    facts = {"invariant": invariant, "source": source, "default": default, "version": version, "grids": grids}
+    return _register("metric", **facts)
+
+
+def load_plugins(names: list[str]) -> None:
+    """Import the package's own shelves, every installed package that declares `landscape_cli`, then `names`.
+
+    Args:
+        names: files (`./my_nets.py`) or modules (`my_package.nets`), as `--plugin` takes them.
+    Raises: Fault if one cannot be imported.
+    """
+    for own in ("datasets", "models", "metrics"):
+        importlib.import_module(f"landscape_cli.{own}")
+    for point in entry_points(group="landscape_cli"):
+        point.load()
+    for name in names:
+        try:
+            _import_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
+        except Fault:
+            raise
+        except Exception as error:
+            raise Fault(f"--plugin {name}: {type(error).__name__}: {error}") from error
+
+
+def _import_file(path: Path) -> None:
+    if not path.is_file():
+        raise Fault(f"--plugin {path}: no such file")
+    spec = importlib.util.spec_from_file_location(f"landscape_plugin_{path.stem}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
