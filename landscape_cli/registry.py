@@ -57,7 +57,7 @@ class Entry:
             for p in inspect.signature(self.function, eval_str=True).parameters.values()
             if p.kind is p.KEYWORD_ONLY
         }
-        strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+        strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
         return create_model(self.name, __config__=strict, **fields)
 
     @cached_property

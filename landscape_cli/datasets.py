@@ -1,0 +1,219 @@
+"""Datasets: each one function that returns arrays; `load` makes them tensors and applies the common options."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landscape_cli.errors import Fault
+from landscape_cli.registry import REGISTRY, Count, Natural, NonNegative, dataset
+
+Arrays = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]
+COMMON = ("train_size", "label_noise", "standardize", "seed")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset as tensors on one device: inputs (n, *shape), labels (n,) from 0 to num_classes - 1."""
+
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    num_classes: int
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.x_train.shape[1:])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Data:
+        """The same data elsewhere, inputs in another floating-point type."""
+        x = [t.to(device, dtype) for t in (self.x_train, self.x_test)]
+        return Data(x[0], self.y_train.to(device), x[1], self.y_test.to(device), self.num_classes)
+
+    def digest(self) -> str:
+        """sha256 over all values, to tell two data files of one name apart."""
+        total = hashlib.sha256()
+        for t in (self.x_train, self.y_train, self.x_test, self.y_test):
+            total.update(str((tuple(t.shape), t.dtype)).encode() + t.cpu().numpy().tobytes())
+        return total.hexdigest()
+
+
+def load(spec: dict[str, Any]) -> Data:
+    """The dataset that a config names, with its options applied.
+
+    Args:
+        spec: {"name": ..., settings}; train_size keeps the first samples of a shuffle by `seed`; label_noise is
+            the share of training labels that are drawn anew, uniformly over the other classes; standardize
+            shifts and scales inputs to mean 0 and variance 1 per channel (per set for flat inputs).
+    Raises: Fault, exit code 5 if a file is missing, 2 if the data are unusable.
+    """
+    entry = REGISTRY["dataset"][spec["name"]]
+    takes = entry.settings.model_fields
+    own = {k: v for k, v in spec.items() if k in takes}
+    x_train, y_train, x_test, y_test = (np.asarray(a) for a in entry.function(**own))
+    name = spec["name"]
+    _check(name, x_train, y_train, x_test, y_test)
+    rng = np.random.Generator(np.random.PCG64([spec["seed"], 1]))
+    size = spec["train_size"] or len(x_train)
+    if size > len(x_train):
+        raise Fault(f"dataset.train_size: {size} is more than the {len(x_train)} training samples of {name!r}")
+    if size < len(x_train):
+        keep = rng.permutation(len(x_train))[:size]
+        x_train, y_train = x_train[keep], y_train[keep]
+    num_classes = int(max(y_train.max(), y_test.max())) + 1
+    if num_classes < 2 or len(np.unique(y_train)) < 2:
+        raise Fault(f"dataset {name!r}: the training labels hold one class only; there is nothing to learn")
+    if spec["label_noise"] > 0:
+        y_train = _relabel(y_train, spec["label_noise"], num_classes, rng)
+    x_train, x_test = x_train.astype(np.float32), x_test.astype(np.float32)
+    if spec["standardize"]:
+        x_train, x_test = _standardize(x_train, x_test)
+    tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in (x_train, y_train.astype(np.int64))]
+    return Data(*tensors, torch.from_numpy(x_test.copy()), torch.from_numpy(y_test.astype(np.int64)), num_classes)
+
+
+def _check(name: str, *arrays: np.ndarray[Any, Any]) -> None:
+    x_train, y_train, x_test, y_test = arrays
+    for split, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
+        if len(x) == 0:
+            raise Fault(f"dataset {name!r}: x_{split} is empty")
+        if y.ndim != 1 or len(x) != len(y):
+            raise Fault(
+                f"dataset {name!r}: y_{split} has shape {y.shape}, x_{split} {x.shape}: one label a sample is due"
+            )
+        if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
+            raise Fault(
+                f"dataset {name!r}: y_{split} must hold class numbers 0, 1, ..., it holds {y.dtype} from {y.min()}"
+            )
+        if not (np.issubdtype(x.dtype, np.number) and np.isfinite(x).all()):
+            raise Fault(f"dataset {name!r}: x_{split} must hold finite numbers, it is {x.dtype} with NaN or Inf")
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise Fault(f"dataset {name!r}: samples of x_train {x_train.shape[1:]} and x_test {x_test.shape[1:]} differ")
+
+
+def _relabel(y: np.ndarray[Any, Any], share: float, classes: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    chosen = rng.permutation(len(y))[: round(share * len(y))]
+    y = y.copy()
+    y[chosen] = (y[chosen] + rng.integers(1, classes, len(chosen))) % classes
+    return y
+
+
+def _standardize(x_train: np.ndarray[Any, Any], x_test: np.ndarray[Any, Any]) -> tuple[Any, Any]:
+    over = tuple(a for a in range(x_train.ndim) if a != 1 or x_train.ndim < 3)
+    mean, std = x_train.mean(over, keepdims=True), x_train.std(over, keepdims=True)
+    scale = np.where(std > 0, std, 1)
+    return (x_train - mean) / scale, (x_test - mean) / scale
+
+
+@dataset
+def digits(*, seed: Natural = 0) -> Arrays:
+    """Scikit-learn's handwritten digits: 1,797 images of 8 x 8 pixels in [0, 1], 10 classes; no download.
+
+    Args:
+        seed: shuffles before the split into 1,000 training and 797 test images.
+    Source: UCI Optical Recognition of Handwritten Digits, as in sklearn.datasets.load_digits.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    order = np.random.Generator(np.random.PCG64([seed, 0])).permutation(len(bunch.target))
+    x, y = bunch.images[order, None] / 16.0, bunch.target[order]  # one channel
+    return x[:1000], y[:1000], x[1000:], y[1000:]
+
+
+@dataset
+def mnist1d(*, train_samples: Count = 4000, test_samples: Count = 1000, seed: Natural = 0) -> Arrays:
+    """MNIST-1D: ten classes of signals with 40 points, generated by its own package; nothing is downloaded.
+
+    Args:
+        train_samples: how many training samples to generate.
+        test_samples: how many test samples; they are procedural, so take as many as the accuracy needs.
+        seed: of the generator; 42 is the published set's.
+    Source: Greydanus & Kobak 2024, "Scaling down deep learning with MNIST-1D".
+    """
+    from mnist1d.data import get_dataset_args, make_dataset
+
+    args, total = get_dataset_args(), train_samples + test_samples
+    args.num_samples, args.train_split, args.seed = -(-total // 10) * 10, 1.0, seed  # equal shares of ten classes
+    before = np.random.get_state()
+    with torch.random.fork_rng(devices=[]):  # the package seeds the generators of the whole process
+        made = make_dataset(args)
+    np.random.set_state(before)
+    x, y = np.asarray(made["x"], np.float32)[:, None], np.asarray(made["y"], np.int64)
+    return x[:train_samples], y[:train_samples], x[train_samples:total], y[train_samples:total]
+
+
+@dataset
+def gaussian(
+    *,
+    dimension: Count = 20,
+    classes: Count = 4,
+    separation: NonNegative = 2.0,
+    train_samples: Count = 1000,
+    test_samples: Count = 10000,
+    seed: Natural = 0,
+) -> Arrays:
+    """Isotropic Gaussian classes, whose Bayes rule is known: the nearest of the class means wins.
+
+    Args:
+        dimension: of the inputs.
+        classes: how many, each with a mean of length `separation` in a random direction, unit variance.
+        separation: length of the class means.
+        train_samples: training samples, classes in equal shares.
+        test_samples: test samples.
+        seed: of means and samples.
+    """
+    rng = np.random.Generator(np.random.PCG64([seed, 2]))
+    means = gaussian_means(dimension, classes, separation, seed)
+    n = train_samples + test_samples
+    y = rng.permutation(np.arange(n) % classes)
+    x = means[y] + rng.standard_normal((n, dimension))
+    return x[:train_samples], y[:train_samples], x[train_samples:], y[train_samples:]
+
+
+def gaussian_means(dimension: int, classes: int, separation: float, seed: int) -> np.ndarray[Any, Any]:
+    """Class means (classes, dimension) of `gaussian`; the Bayes classifier takes the nearest."""
+    means = np.random.Generator(np.random.PCG64([seed, 3])).standard_normal((classes, dimension))
+    return np.asarray(separation * means / np.linalg.norm(means, axis=1, keepdims=True))
+
+
+def bayes_error(dimension: int, classes: int, separation: float, seed: int, samples: int = 10**6) -> float:
+    """Error of the nearest-mean rule on `gaussian`, by Monte Carlo to 1 / sqrt(samples)."""
+    means = gaussian_means(dimension, classes, separation, seed)
+    rng = np.random.Generator(np.random.PCG64([seed, 4]))
+    y = np.arange(samples) % classes
+    x = means[y] + rng.standard_normal((samples, dimension))
+    return float((np.argmax(x @ means.T - (means**2).sum(1) / 2, 1) != y).mean())
+
+
+@dataset
+def npz(*, path: str) -> Arrays:
+    """Your own arrays: a .npz file with x_train, y_train, x_test and y_test.
+
+    Args:
+        path: of the file; inputs of any shape (n, ...), labels class numbers 0, 1, ...
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise Fault(f"dataset.path: {path}: no such file; np.savez it with x_train, y_train, x_test, y_test", code=5)
+    names = ("x_train", "y_train", "x_test", "y_test")
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            missing = [n for n in names if n not in arrays]
+            if missing:
+                raise Fault(f"dataset.path: {path}: lacks {', '.join(missing)}; it holds {', '.join(arrays)}")
+            return tuple(arrays[n] for n in names)  # type: ignore[return-value]
+    except Fault:
+        raise
+    except (ValueError, OSError, EOFError, pickle.UnpicklingError, BadZipFile) as error:
+        raise Fault(f"dataset.path: {path}: not a readable .npz file of plain arrays ({error})") from error

@@ -1,0 +1,238 @@
+"""The pipeline: what is missing -> run it -> write it. One function a command; files are the only state."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from landscape_cli import analysis, config, engine, measurement, minima, report, runs, stacks, store
+from landscape_cli.config import Experiment
+from landscape_cli.errors import Fault
+from landscape_cli.registry import REGISTRY
+from landscape_cli.session import Record, Session, open_session
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+PICTURES = ("training_curves", "metric_by_group", "metric_vs_gap")
+
+
+@contextmanager
+def writing(session: Session, wait: bool = False) -> Iterator[None]:
+    """The experiment's folder, made, locked, and with a manifest at the end."""
+    started = datetime.now(UTC)
+    results, name = session.folder.parent, session.folder.name
+    store.open_folder(results, name)
+    with store.lock(session.folder, wait), engine.interruptible():
+        store.write(session.folder / "experiment.yaml", config.dump(session.experiment).encode())
+        try:
+            yield
+        finally:
+            if session.folder.is_dir():
+                store.manifest(session.folder, sys.argv, started, engine.facts(session.device))
+
+
+def train(session: Session, *, fresh: bool = False, wait: bool = False) -> DataFrame:
+    """`landscape train`: every missing run, then runs.csv, which is returned."""
+    with writing(session, wait):
+        if fresh:
+            runs.forget(session)
+        try:
+            runs.train(session)
+        finally:
+            table = _runs_table(session)
+    return table
+
+
+def measure(session: Session, wanted: list[measurement.Measurement], *, wait: bool = False) -> DataFrame:
+    """`landscape measure CONFIG`: every missing cell of the wanted metrics, then metrics.csv, which is returned."""
+    with writing(session, wait):
+        records = runs.train(session)
+        _runs_table(session)
+        settings_of = {run.run_id: run.settings for run in session.runs}
+        try:
+            measurement.measure(session, records, wanted, settings_of)
+        finally:
+            table = _metrics_table(session, records, settings_of)
+    return table
+
+
+def compare(session: Session, *, fresh: bool = False, wait: bool = False) -> DataFrame:
+    """`landscape compare`: what is missing, then all tables, figures and the report; comparison.csv is returned."""
+    with writing(session, wait):
+        if fresh:
+            runs.forget(session)
+        settings_of = {run.run_id: run.settings for run in session.runs}
+        try:
+            records = runs.train(session)
+            measurement.measure(session, records, config.measurements(session.experiment), settings_of)
+        finally:
+            records = runs.finished(session)
+            run_table, metric_table = _runs_table(session), _metrics_table(session, records, settings_of)
+        table = analysis.compare(metric_table, run_table, session.groups)
+        store.write(session.folder / "comparison.csv", store.table_bytes(table))
+        draw(session.folder, list(records.values()), session.groups, session)
+    return table
+
+
+def _runs_table(session: Session) -> DataFrame:
+    records = runs.finished(session)
+    ordered = [records[run.run_id] for run in session.runs if run.run_id in records]
+    table = store.runs_table(ordered)
+    store.write(session.folder / "runs.csv", store.table_bytes(table))
+    return table
+
+
+def _metrics_table(session: Session, records: dict[str, Record], settings_of: dict[str, Any]) -> DataFrame:
+    cells = measurement.current(session, records, settings_of)
+    table = store.metrics_table(cells, list(records.values()), list(REGISTRY["metric"]))
+    store.write(session.folder / "metrics.csv", store.table_bytes(table))
+    return table
+
+
+def draw(folder: Path, records: Sequence[Record], groups: list[str], session: Session | None = None) -> None:
+    """Figures and report.html from the tables; left alone where they were drawn from these very tables."""
+    from landscape_cli import plots
+
+    tables = ("runs.csv", "metrics.csv", "comparison.csv")
+    page, stamp = folder / "report.html", folder / "plots" / ".drawn"
+    sources = [(folder / t).read_bytes() for t in tables] + [
+        Path(module.__file__ or "").read_bytes() for module in (plots, report, analysis)
+    ]
+    key = hashlib.sha256(b"".join(hashlib.sha256(s).digest() for s in sources)).hexdigest()
+    if page.is_file() and stamp.is_file() and stamp.read_text() == key:
+        return
+    if session:
+        session.watch("draw", {})
+    run_table, metric_table = (store.read_table(folder / t) for t in tables[:2])
+    plots.training_curves(records, folder / "plots" / PICTURES[0])
+    plots.metric_by_group(metric_table, run_table, groups, folder / "plots" / PICTURES[1])
+    plots.metric_vs_gap(metric_table, run_table, folder / "plots" / PICTURES[2])
+    about = {name: entry.summary for name, entry in REGISTRY["metric"].items()}
+    store.write(page, report.render(folder, about))
+    store.write(stamp, key.encode())
+
+
+def measure_checkpoints(
+    experiment: Experiment,
+    paths: list[Path],
+    results: Path,
+    wanted: list[measurement.Measurement],
+    device: str,
+    watch: Any,
+) -> tuple[Session, DataFrame]:
+    """`landscape measure CHECKPOINT... --config CONFIG`: the same metrics on networks trained elsewhere.
+
+    They are kept in a folder of their own, `results/<name>-checkpoints`, so that the experiment's tables stay as they are.
+    """
+    base = experiment.model_copy(update={"grid": {}, "compare": None, "seeds": 1})
+    session = open_session(base, results, device, watch)
+    settings = session.runs[0].settings
+    module = session.module(settings)
+    loaded = {path: minima.read(path, module) for path in paths}
+    session.folder = session.folder.with_name(f"{experiment.name}-checkpoints")
+    with writing(session):
+        records = {}
+        for path, minimum in loaded.items():
+            data = minima.to_bytes(minimum)
+            sha = hashlib.sha256(data).hexdigest()
+            stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in path.stem).strip("-._")[:50] or "checkpoint"
+            run_id = f"{stem}-{sha[:8]}"
+            file = f"minima/{run_id}.safetensors"
+            store.write(session.folder / file, data)
+            about = {"run_id": run_id, "group": "checkpoint", "seed": minimum.metadata.get("seed"), "swept": {}}
+            records[run_id] = CHECKPOINT | about | {"minimum": {"file": file, "sha256": sha}, "stack": [run_id]}
+        settings_of = dict.fromkeys(records, settings)
+        try:
+            measurement.measure(session, records, wanted, settings_of)
+        finally:
+            table = _metrics_table(session, records, settings_of)
+        for record in records.values():
+            own = table[(table["run_id"] == record["run_id"]) & (table["setting"] == "")]
+            scores = dict(zip(own["metric"], own["value"], strict=True))
+            record |= {k: scores.get(k) for k in SCORES}
+        store.write_runs(session.folder, records.values())
+        store.write(session.folder / "runs.csv", store.table_bytes(store.runs_table(list(records.values()))))
+    return session, table
+
+
+SCORES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "loss_gap", "accuracy_gap")
+CHECKPOINT: Record = {
+    "format": store.FORMAT,
+    "status": "ok",
+    "epochs": None,
+    "steps": None,
+    "seconds": None,
+    "stack_size": 1,
+    "message": "",
+    "history": {"epoch": [], "step": [], "train_loss": []},
+}
+
+
+def rewrite_report(folder: Path) -> Path:
+    """`landscape report DIR`: figures and report.html again, from the tables alone."""
+    needed = [folder / t for t in ("runs.csv", "metrics.csv", "comparison.csv")]
+    missing = [path.name for path in needed if not path.is_file()]
+    if missing:
+        raise Fault(f"{folder}: lacks {', '.join(missing)}: run `landscape compare` first", code=5)
+    with store.lock(folder):
+        records = store.read_runs(folder)
+        table = store.read_table(folder / "runs.csv")
+        ordered = [records[i] for i in table["run_id"] if i in records]
+        (folder / "plots" / ".drawn").unlink(missing_ok=True)
+        draw(folder, ordered, analysis.group_names(store.read_table(folder / "comparison.csv")))
+    return folder / "report.html"
+
+
+def plan(session: Session) -> dict[str, Any]:
+    """`landscape show`: runs and stacks, what is done, what is left and why. Writes nothing."""
+    records = runs.finished(session)
+    todo = runs.pending(session, records)
+    begun = {tuple(ids) for ids in stacks.begun(session.folder)} if session.folder.is_dir() else set()
+    settings_of = {run.run_id: run.settings for run in session.runs}
+    wanted = config.measurements(session.experiment)
+    done = {(c["run_id"], c["metric"], c["key"]) for c in measurement.current(session, records, settings_of)}
+    cells = [(run.run_id, m[0], measurement.key_of(run.settings, m)) for run in session.runs for m in wanted]
+    return {
+        "runs": len(session.runs),
+        "trained": len(records),
+        "stacks": [
+            {
+                "runs": [run.run_id for run in stack],
+                "why": "goes on from its saved state" if tuple(r.run_id for r in stack) in begun else "not trained yet",
+            }
+            for stack in todo
+        ],
+        "cells": len(cells),
+        "measured": sum(cell in done for cell in cells),
+        "seconds_left": _time_left(session, records, todo),
+        "free_bytes": shutil.disk_usage(_existing(session.folder)).free,
+    }
+
+
+def _existing(path: Path) -> Path:
+    return path if path.is_dir() else _existing(path.parent) if path != path.parent else path
+
+
+def _time_left(session: Session, records: dict[str, Record], todo: list[list[config.Run]]) -> float | None:
+    """Seconds that the missing runs will take if they take as long as finished ones of their group; None if unknown."""
+    by_group: dict[str, list[float]] = {}
+    for record in records.values():
+        by_group.setdefault(record["group"], []).append(record["seconds"])
+    missing = [run.group for stack in todo for run in stack if run.run_id not in records]
+    if not set(missing) <= by_group.keys():
+        return None
+    return sum(sum(by_group[g]) / len(by_group[g]) for g in missing)
+
+
+def as_json(table: DataFrame) -> list[dict[str, Any]]:
+    """Rows of a table as JSON values, missing ones null."""
+    rows: list[dict[str, Any]] = json.loads(table.to_json(orient="records", double_precision=15))
+    return rows

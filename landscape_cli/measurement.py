@@ -1,0 +1,205 @@
+"""Metrics on stacks of minima: which cells are missing, and how an estimate becomes rows of metrics.csv."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from landscape_cli import config, engine, minima, store
+from landscape_cli.errors import Fault
+from landscape_cli.objective import Objective, flatten
+from landscape_cli.point import GRAM_SAMPLES, Estimate, Point
+from landscape_cli.registry import REGISTRY
+from landscape_cli.session import Record, Session, dtype
+from landscape_cli.yamlmarks import flow
+
+MEMORY = 2**30  # bytes of Gram matrices in one stack of minima
+Measurement = tuple[str, dict[str, Any]]
+Cell = dict[str, Any]
+
+
+def measure(
+    session: Session, records: dict[str, Record], wanted: list[Measurement], settings_of: dict[str, Any]
+) -> None:
+    """Run the wanted metrics on every minimum that lacks a cell of them, stack by stack.
+
+    Minima are measured in the company in which they were trained, so that a resumed command gives the same bits.
+
+    Args:
+        session: device and data.
+        records: run id -> record with its minimum.
+        wanted: metric names with complete settings.
+        settings_of: run id -> resolved settings.
+    """
+    done = {(c["run_id"], c["metric"], c["key"]) for c in current(session, records, settings_of) if not _failed(c)}
+
+    def lacks(run_id: str, what: Measurement) -> bool:
+        return (run_id, what[0], key_of(settings_of[run_id], what)) not in done
+
+    todo = [(s, [m for m in wanted if any(lacks(i, m) for i in s)]) for s in _stacks(session, records, settings_of)]
+    session.watch("measure", {"cells": sum(len(stack) * len(lacking) for stack, lacking in todo)})
+    for stack, lacking in todo:
+        if lacking:
+            at = point(session, [records[i] for i in stack], settings_of[stack[0]])
+            for what in lacking:
+                _measure(session, at, [records[i] for i in stack], settings_of[stack[0]], what, lacks)
+
+
+def _stacks(session: Session, records: dict[str, Record], settings_of: dict[str, Any]) -> list[list[str]]:
+    """Run ids that are measured together: those trained together, as far as memory allows; diverged runs are left out."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for run_id, record in records.items():
+        if record["status"] != "diverged":
+            found.setdefault(tuple(record["stack"]), []).append(run_id)
+    pieces = []
+    for stack in found.values():
+        n = len(session.data(settings_of[stack[0]]).y_train)
+        size = max(1, MEMORY // (8 * min(n, GRAM_SAMPLES) ** 2))
+        pieces += [stack[i : i + size] for i in range(0, len(stack), size)]
+    return pieces
+
+
+def key_of(settings: dict[str, Any], measurement: Measurement) -> str:
+    """What a cell's content depends on, besides the minimum: metric, version, its settings, data, model, precision."""
+    name, own = measurement
+    version = REGISTRY["metric"][name].facts["version"] if name in REGISTRY["metric"] else 1
+    seen = {k: settings[k] for k in ("dataset", "model", "precision")}
+    return config.digest({"metric": name, "version": version, "settings": own, **seen}, 12)
+
+
+def _failed(cell: Cell) -> bool:
+    return any(row["status"] == "failed" for row in cell["rows"])
+
+
+def point(session: Session, records: list[Record], settings: dict[str, Any]) -> Point:
+    """The stack of minima of these runs with its data."""
+    data, module = session.data(settings), session.module(settings)
+    loaded = []
+    for record in records:
+        path = session.folder / record["minimum"]["file"]
+        if store.file_hash(path) != record["minimum"]["sha256"]:
+            raise Fault(f"{path}: damaged, its hash is not the one that was recorded: delete it and train again")
+        loaded.append(minima.read(path, module))
+    params, buffers, initial = minima.stack(loaded, session.device, dtype(settings))
+    net = session.network(settings)
+    train = Objective(net, params, buffers, data.x_train, data.y_train)
+    test = Objective(net, params, buffers, data.x_test, data.y_test)
+    return Point(flatten(params), train, test, flatten(initial) if initial else None)
+
+
+def _measure(
+    session: Session,
+    at: Point,
+    records: list[Record],
+    settings: dict[str, Any],
+    what: Measurement,
+    lacks: Callable[[str, Measurement], bool],
+) -> None:
+    """One metric on one stack: its cells, after those of the intermediates that it was the first to need."""
+    engine.check()
+    name, own = what
+    session.watch("metric", {"metric": name})
+    before = dict(at.seconds)
+    estimates = _estimate(at, name, own)
+    helpers = [k for k in at.seconds if k not in REGISTRY["metric"] and at.seconds[k] != before.get(k)]
+    cells = []
+    for k, record in enumerate(records):
+        for helper in helpers:
+            shared = (f"_shared:{helper}", {})
+            cells.append(_cell(record, settings, shared, [{**EMPTY, "setting": ""}], at.seconds[helper] / len(records)))
+        if lacks(record["run_id"], what):
+            rows = [_row(name, own, extra, estimate, k) for extra, estimate in estimates.items()]
+            spent = (at.seconds[name] - before.get(name, 0.0)) / len(records)
+            cells.append(_cell(record, settings, what, rows, spent))
+    store.write_cells(session.folder, cells)
+    session.watch("cell", {"metric": name, "runs": len(records)})
+
+
+def _estimate(at: Point, name: str, own: dict[str, Any]) -> dict[str, Estimate]:
+    """What the metric returns, as {extra setting: estimate}; a metric that raises has failed for this stack only."""
+    with at.clock(name):
+        try:
+            found = REGISTRY["metric"][name].function(at, **own)
+        except engine.Interrupted:
+            raise
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            nothing = torch.full((len(at.theta),), torch.nan, dtype=torch.float64)
+            why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} ({where.name}:{where.lineno})"
+            K = len(at.theta)
+            found = Estimate(nothing, nothing.clone(), status=["failed"] * K, message=[why] * K)
+    return found if isinstance(found, dict) else {"": found}
+
+
+EMPTY: dict[str, Any] = {
+    "epoch": None,
+    "value": None,
+    "standard_error": None,
+    "samples": None,
+    "iterations": None,
+    "residual": None,
+    "status": "ok",
+    "message": "",
+}
+
+
+def _row(name: str, own: dict[str, Any], extra: str, estimate: Estimate, k: int) -> dict[str, Any]:
+    value, error = (_number(t[k]) for t in (estimate.value, estimate.standard_error))
+    status = estimate.status[k]
+    message = estimate.message[k]
+    if value is None and status == "ok":
+        status, message = "undefined", message or "not a finite number"
+    return EMPTY | {
+        "setting": setting(name, own, extra),
+        "value": value,
+        "standard_error": error if value is not None else None,
+        "samples": estimate.samples,
+        "iterations": estimate.iterations,
+        "residual": None if estimate.residual is None else _number(estimate.residual[k]),
+        "status": status,
+        "message": message,
+    }
+
+
+def _number(value: torch.Tensor) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def setting(name: str, own: dict[str, Any], extra: str = "") -> str:
+    """What tells the rows of a metric apart: the settings that it lists several values of, and those not at default."""
+    entry = REGISTRY["metric"][name]
+    grids, plain = entry.facts["grids"], entry.defaults
+    told = [f"{k}={flow(v)}" for k, v in own.items() if k in grids or v != plain.get(k)]
+    return ";".join(sorted([*told, *([extra] if extra else [])]))
+
+
+def _cell(
+    record: Record, settings: dict[str, Any], what: Measurement, rows: list[dict[str, Any]], seconds: float
+) -> Cell:
+    return {
+        "format": store.FORMAT,
+        "run_id": record["run_id"],
+        "metric": what[0],
+        "key": key_of(settings, what),
+        "inputs": record["minimum"]["sha256"],
+        "settings": what[1],
+        "seconds": seconds,
+        "rows": rows,
+    }
+
+
+def current(session: Session, records: dict[str, Record], settings_of: dict[str, Any]) -> list[Cell]:
+    """All cells of these minima that are not stale: their key and the hash of their minimum are today's."""
+    cells = store.read_cells(session.folder, list(records), session.warnings)
+    return [
+        cell
+        for cell in cells
+        if cell["inputs"] == records[cell["run_id"]]["minimum"]["sha256"]
+        and (cell["metric"] in REGISTRY["metric"] or cell["metric"].startswith("_shared:"))
+        and cell["key"] == key_of(settings_of[cell["run_id"]], (cell["metric"], cell["settings"]))
+    ]

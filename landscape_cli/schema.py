@@ -1,0 +1,209 @@
+"""What a config may say: the sections as pydantic models, the settings of registered things, and the JSON Schema."""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Le, Lt, MinLen
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SkipValidation, TypeAdapter, create_model
+from pydantic_core import PydanticCustomError
+
+from landscape_cli.registry import REGISTRY, Count, Kind, Natural, NonNegative, Positive
+from landscape_cli.wording import Known
+from landscape_cli.yamlmarks import CONTROL
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}"
+NAMED: tuple[Literal["dataset", "model"], ...] = ("dataset", "model")
+MEASURED = ("dataset", "model", "training", "precision")  # the sections that make a run what it is, in this order
+
+
+def _due(text: str) -> PydanticCustomError:
+    return PydanticCustomError("plain", "{due}", {"due": text})
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(NAME, text):
+        raise _due("1 to 81 letters, digits, '.', '_' or '-', the first a letter or digit")
+    return text
+
+
+def _label(text: str) -> str:
+    if not 0 < len(text) <= 80 or CONTROL.search(text) or "\n" in text:
+        raise _due("text of 1 to 80 characters on one line")
+    return text
+
+
+def _increasing(epochs: list[int]) -> list[int]:
+    if any(b <= a for a, b in pairwise(epochs)):
+        raise _due("a list of epochs in increasing order")
+    return epochs
+
+
+Share = Annotated[float, Ge(0), Lt(1)]
+Precision = Literal["float32", "float64", "bfloat16"]
+Metrics = str | list[str | dict[str, dict[str, Any]]]
+
+
+class Section(BaseModel):
+    """Strict, closed and immutable; NaN and Inf are no numbers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class DatasetOptions(Section):
+    """Options that every dataset has."""
+
+    train_size: Count | None = Field(None, description="keep so many training samples; null: all")
+    label_noise: Annotated[float, Ge(0), Le(1)] = Field(0.0, description="share of training labels drawn anew")
+    standardize: bool = Field(False, description="inputs to mean 0 and variance 1")
+    seed: Natural = Field(0, description="of the subset and of the label noise")
+
+
+class Stop(Section):
+    """When training ends."""
+
+    train_loss: Positive | None = Field(None, description="at this loss over the full training set")
+    max_epochs: Count = 1000
+    max_steps: Count | None = None
+    check_every: Count = Field(1, description="epochs between two looks at the training loss")
+
+
+class Training(Section):
+    """How a run is trained."""
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: Positive = Field(description="learning rate")
+    batch_size: Count | Literal["full"] = Field(description="samples of a step, or full")
+    momentum: Share = Field(0.0, description="of sgd")
+    nesterov: bool = Field(False, description="of sgd, with momentum")
+    weight_decay: NonNegative = 0.0
+    beta1: Share = Field(0.9, description="of adam")
+    beta2: Share = Field(0.999, description="of adam")
+    epsilon: Positive = Field(1e-8, description="of adam")
+    lr_scaling: Literal["none", "linear", "sqrt"] = Field("none", description="lr times batch_size / lr_base_batch")
+    lr_base_batch: Count = Field(128, description="of lr_scaling")
+    schedule: Literal["constant", "cosine", "step"] = Field("constant", description="cosine runs over max_epochs")
+    milestones: Annotated[list[Count], AfterValidator(_increasing)] = Field([], description="epochs, of step")
+    decay: Positive = Field(0.1, description="of step: factor at each milestone")
+    warmup_epochs: NonNegative = 0.0
+    label_smoothing: Share = 0.0
+    stop: Stop = Stop()
+    snapshots: Annotated[list[Natural], AfterValidator(_increasing)] = Field([], description="epochs to keep")
+
+
+class Compare(Section):
+    """Which key of the grid makes the groups, and what they are called."""
+
+    by: str
+    labels: dict[Any, Annotated[str, AfterValidator(_label)]] = {}
+
+
+class Experiment(Section):
+    """A resolved config: every default filled in, every number of its proper type."""
+
+    name: Annotated[str, AfterValidator(_name)]
+    dataset: dict[str, Any]
+    model: dict[str, Any]
+    training: Training
+    grid: dict[str, Annotated[list[Any], MinLen(1)]] = Field({}, description="every combination of these values")
+    seeds: Count = Field(1, description="runs of each combination, seeds 0, 1, ...")
+    precision: Precision = Field("float32", description="of training and metrics")
+    metrics: SkipValidation[Metrics] = "default"
+    compare: Compare | None = None
+
+
+def settings_of(kind: Kind, name: Any) -> type[BaseModel] | None:
+    """The settings of a registered thing, those of a dataset with the options that all have; None if unknown."""
+    entry = REGISTRY[kind].get(name) if isinstance(name, str) else None
+    if entry is None:
+        return None
+    return _with_options(entry.settings) if kind == "dataset" else entry.settings
+
+
+@cache
+def _with_options(settings: type[BaseModel]) -> type[BaseModel]:
+    return create_model(settings.__name__, __base__=(settings, DatasetOptions))
+
+
+@cache
+def adapter(section: Literal["training", "precision"]) -> TypeAdapter[Any]:
+    """Validates one of the sections that name nothing registered."""
+    return TypeAdapter(Training if section == "training" else Precision)
+
+
+def known_keys(data: dict[str, Any]) -> Known:
+    """The keys that each section takes, given the dataset and model that `data` names."""
+    known: Known = {
+        (): list(Experiment.model_fields),
+        ("training",): list(Training.model_fields),
+        ("training", "stop"): list(Stop.model_fields),
+        ("compare",): list(Compare.model_fields),
+    }
+    for kind in NAMED:
+        given = data.get(kind)
+        settings = settings_of(kind, given.get("name")) if isinstance(given, dict) else None
+        if settings:
+            known[kind,] = ["name", *settings.model_fields]
+    return known
+
+
+def leaves(known: Known) -> list[str]:
+    """The dotted keys that a grid can sweep."""
+    keys = [".".join((*s, k)) for s in known if s and s[0] in MEASURED for k in known[s] if (*s, k) not in known]
+    return [k for k in keys if k not in ("dataset.name", "model.name")] + ["precision"]
+
+
+def takes_list(annotation: Any) -> bool:
+    """Whether a list is a value of this type, rather than one value a row."""
+    origin = get_origin(annotation) or annotation
+    if origin in (Union, types.UnionType):
+        return any(takes_list(a) for a in get_args(annotation))
+    if origin is Annotated:
+        return takes_list(get_args(annotation)[0])
+    return isinstance(origin, type) and issubclass(origin, Sequence | set | frozenset) and not issubclass(origin, str)
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of the YAML, with the settings of every registered dataset, model and metric."""
+    root = Experiment.model_json_schema()
+    shared = root.setdefault("$defs", {})
+    properties = root["properties"]
+    properties["name"]["pattern"] = f"^{NAME}$"
+    for kind in NAMED:
+        properties[kind] = {"anyOf": [_entry_schema(kind, name, shared) for name in sorted(REGISTRY[kind])]}
+    names = sorted(REGISTRY["metric"])
+    one = [{"enum": names}, *(_metric_schema(name, shared) for name in names)]
+    properties["metrics"] = {"anyOf": [{"enum": ["default", "all"]}, {"type": "array", "items": {"anyOf": one}}]}
+    properties["grid"] |= {"propertyNames": {"pattern": r"^((dataset|model|training)\..+|precision)$"}}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **root, "title": "landscape experiment"}
+
+
+def _entry_schema(kind: Kind, name: str, shared: dict[str, Any]) -> dict[str, Any]:
+    settings = settings_of(kind, name)
+    assert settings is not None
+    own = settings.model_json_schema()
+    shared.update(own.pop("$defs", {}))
+    own["properties"] = {"name": {"const": name}, **own.get("properties", {})}
+    own["required"] = ["name", *own.get("required", [])]
+    return own | {"description": REGISTRY[kind][name].summary, "additionalProperties": False}
+
+
+def _metric_schema(name: str, shared: dict[str, Any]) -> dict[str, Any]:
+    own = _entry_schema("metric", name, shared)
+    fields = REGISTRY["metric"][name].settings.model_fields
+    for key, one in own["properties"].items():
+        if key in fields and not takes_list(fields[key].annotation):
+            own["properties"][key] = {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]}
+    del own["properties"]["name"]
+    own["required"].remove("name")
+    return {
+        "type": "object",
+        "properties": {name: {"anyOf": [own, {"type": "null"}]}},
+        "required": [name],
+        "additionalProperties": False,
+    }

@@ -1,0 +1,354 @@
+"""SGD on a stack: K runs that share a shape are trained together, and each leaves when it has reached its goal.
+
+A run's trajectory depends on its own settings and seed alone, up to rounding: initialization, data order and noise come
+from generators that are functions of (seed, purpose, epoch or step).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from landscape_cli.datasets import Data
+from landscape_cli.network import Network, Params, Pass, collect_statistics, lay_out, norm_layers
+from landscape_cli.objective import MEMORY, Objective, flatten
+
+PER_RUN = ("lr", "weight_decay", "momentum")  # settings that may differ inside a stack
+BLOCK = 2**26  # bytes of inputs gathered at once
+Settings = dict[str, Any]  # the `training` section of one run, complete
+
+
+@dataclass
+class State:
+    """Everything that the rest of the training depends on; tensors have a row for each active run.
+
+    Args:
+        params: name -> (A, *shape).
+        active: their places in the stack.
+        step: optimizer steps taken.
+        moments: the optimizer's buffers, each like params.
+        finite: the last parameters seen with a finite loss, for runs that diverge.
+        history: for each place of the stack, epochs, steps and training losses on the way.
+        seconds: for each place of the stack, its share of the time.
+    """
+
+    params: Params
+    active: list[int]
+    step: int = 0
+    moments: list[Params] = field(default_factory=list)
+    finite: Params = field(default_factory=dict)
+    history: list[dict[str, list[float]]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Outcome:
+    """A run that left the stack at place `row`, or passed an epoch that is to be kept (`epoch` not None)."""
+
+    row: int
+    params: Params  # name -> (1, *shape)
+    buffers: Params
+    steps: int
+    epochs: int
+    status: str = "ok"
+    message: str = ""
+    epoch: int | None = None
+
+
+def stream(seed: int, purpose: str, *counters: int) -> torch.Generator:
+    """The generator of one run for one purpose, such as ("shuffle", epoch)."""
+    text = ":".join(map(str, (seed, purpose, *counters)))
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1)
+
+
+def stack_size(parameters: int, batch: int, convolutional: bool) -> int:
+    """How many runs to train together: the one place where K is chosen.
+
+    A step of a small net is all overhead, so many are worth it; for wide products there is nothing to gain, and a stack
+    only loses the cache. 32 runs of the digits MLP at batch 10 take the time of two.
+    """
+    work = parameters * batch * (8 if convolutional else 1)  # a convolution uses each weight at many places
+    return max(1, min(32, int(2**28 // max(1, work))))
+
+
+def batch_of(settings: Settings, n: int) -> int:
+    """Samples in a step; `full` is all of them."""
+    return n if settings["batch_size"] == "full" else int(settings["batch_size"])
+
+
+def train(
+    network: Network,
+    data: Data,
+    settings: list[Settings],
+    seeds: list[int],
+    state: State,
+    buffers: Params,
+    tick: Callable[[State], None] = lambda state: None,
+) -> Iterator[Outcome]:
+    """Train K runs from `state` until each has reached its goal, its limit, or diverged.
+
+    Args:
+        network: how the stack is run.
+        data: training inputs and labels on the device.
+        settings: one a run; equal but for `PER_RUN`.
+        seeds: one a run.
+        state: from `begin`, or a saved one, which is continued to the same bits.
+        buffers: (K, *shape), as after initialization.
+        tick: called between blocks of steps and at every epoch; may save the state, or raise to stop.
+    Yields: runs as they finish, and snapshots at the epochs in `snapshots`.
+    """
+    common, n = settings[0], len(data.y_train)
+    batch = batch_of(common, n)
+    per_epoch = -(-n // batch)
+    plain = not common["label_smoothing"] and not norm_layers(network.module) and not _dropout_layers(network.module)
+    free_check = batch == n and plain  # a full-batch step computes the training loss on its way
+    clock = time.perf_counter()
+
+    def book() -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        for row in state.active:
+            state.seconds[row] += (now - clock) / len(state.active)
+        clock = now
+
+    while state.active:
+        epoch, first = divmod(state.step, per_epoch)
+        losses = gradient = None
+        if free_check:
+            losses, gradient = _full_gradient(network, state, buffers, data)
+        elif first == 0 and epoch % common["stop"]["check_every"] == 0:
+            losses = _evaluate(network, state, buffers, data)
+        if first == 0:
+            yield from _snapshots(network, state, buffers, data, epoch, common["snapshots"])
+        if losses is not None and first == 0:
+            book()
+            leaving = _leaving(state, losses, epoch, common["stop"])
+            if leaving:
+                for i, (status, message) in leaving.items():
+                    yield _outcome(network, state, buffers, data, i, epoch, status, message)
+                stay = [i for i in range(len(state.active)) if i not in leaving]
+                gradient = [g[stay] for g in gradient] if gradient is not None else None
+                _keep(state, stay)
+                if not stay:
+                    break
+        limit = common["stop"]["max_steps"]
+        if limit is not None and state.step >= limit:
+            losses = _evaluate(network, state, buffers, data)
+            for i in range(len(state.active)):
+                status, message = _verdict(float(losses[i]), common["stop"], "max_steps")
+                yield _outcome(network, state, buffers, data, i, state.step / per_epoch, status, message)
+            break
+        if gradient is not None:
+            _update(state, settings, gradient, per_epoch, batch)
+            state.step += 1
+        else:
+            _advance(network, state, data, settings, seeds, batch, tick)
+        if state.step % per_epoch == 0:
+            book()
+            tick(state)
+
+
+def begin(params: Params, settings: Settings) -> State:
+    """The state before the first step, for parameters (K, *shape) as they were initialized."""
+    K = len(next(iter(params.values())))
+    params = {n: p.clone() for n, p in lay_out(params).items()}
+    buffers = {"sgd": 1, "adam": 2}[settings["optimizer"]]
+    moments = [{n: torch.zeros_like(p) for n, p in params.items()} for _ in range(buffers)]
+    history: list[dict[str, list[float]]] = [{"epoch": [], "step": [], "train_loss": []} for _ in range(K)]
+    return State(params, list(range(K)), 0, moments, dict(params), history, [0.0] * K)
+
+
+def _advance(
+    network: Network, state: State, data: Data, settings: list[Settings], seeds: list[int], batch: int, tick: Any
+) -> None:
+    """Steps up to the end of the epoch, or to the step limit."""
+    n, common = len(data.y_train), settings[0]
+    per_epoch = -(-n // batch)
+    epoch, first = divmod(state.step, per_epoch)
+    limit = min(per_epoch, first + (common["stop"]["max_steps"] or math.inf) - state.step)
+    orders = [torch.randperm(n, generator=stream(seeds[row], "shuffle", epoch)) for row in state.active]
+    order = torch.stack(orders).to(data.x_train.device)
+    bytes_per_step = batch * len(order) * data.x_train[0].numel() * data.x_train.element_size()
+    block = max(1, BLOCK // bytes_per_step)
+    for start in range(first, int(limit), block):
+        stop = min(start + block, int(limit))
+        index = order[:, start * batch : stop * batch]
+        X, Y = data.x_train[index], data.y_train[index]  # (A, block * batch, ...)
+        for x, y in zip(X.split(batch, 1), Y.split(batch, 1), strict=True):
+            gradient = _gradient(network, state, x, y, common, seeds)
+            _update(state, settings, gradient, per_epoch, batch)
+            state.step += 1
+        if stop < per_epoch:
+            tick(state)
+
+
+def _gradient(network: Network, state: State, x: Tensor, y: Tensor, common: Settings, seeds: list[int]) -> list[Tensor]:
+    """Gradient of each run's mean loss on its own minibatch, x (A, B, ...), y (A, B)."""
+    leaves = {n: p.requires_grad_() for n, p in state.params.items()}
+    normed, dropping = norm_layers(network.module), _dropout_layers(network.module)
+    generators = [stream(seeds[row], "dropout", state.step) for row in state.active] if dropping else None
+    how = Pass(batchnorm="batch" if normed else "fixed", generators=generators)
+    logits = network(leaves, {}, x, how) if not normed else network(leaves, _blank(network, len(x), x), x, how)
+    loss = F.cross_entropy(
+        logits.flatten(0, 1), y.flatten(), reduction="sum", label_smoothing=common["label_smoothing"]
+    )
+    slopes = torch.autograd.grad(loss / y.shape[1], list(leaves.values()))
+    return list(slopes)
+
+
+def _blank(network: Network, K: int, like: Tensor) -> Params:
+    """Buffers for a pass that uses batch statistics and reads none of them."""
+    return {n: b.detach().to(like.device).expand(K, *b.shape) for n, b in network.module.named_buffers()}
+
+
+def _full_gradient(network: Network, state: State, buffers: Params, data: Data) -> tuple[Tensor, list[Tensor]]:
+    """Training losses (A,) and the gradients of a full-batch step, from one pass, in pieces that fit into memory."""
+    own = {n: b[state.active] for n, b in buffers.items()}
+    leaves = {n: p.requires_grad_() for n, p in state.params.items()}
+    at = Objective(network, leaves, own, data.x_train, data.y_train)
+    losses, gradient = torch.zeros(len(state.active), dtype=torch.float64, device=data.x_train.device), None
+    for x, y in at.chunks(MEMORY):
+        logits = network(leaves, own, x)
+        target = y.expand(len(logits), -1)
+        each = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
+        slopes = torch.autograd.grad(each.sum() / len(data.y_train), list(leaves.values()))
+        losses += each.detach().double().sum(1)
+        gradient = list(slopes) if gradient is None else [a + b for a, b in zip(gradient, slopes, strict=True)]
+    assert gradient is not None
+    return losses / len(data.y_train), gradient
+
+
+def _update(state: State, settings: list[Settings], gradient: list[Tensor], per_epoch: int, batch: int) -> None:
+    """One step of SGD (momentum, Nesterov, L2 decay) or Adam, as torch.optim does it, with settings per run."""
+    own = [settings[row] for row in state.active]
+    common, params = own[0], list(state.params.values())
+    factor = _schedule(common, state.step, per_epoch, batch)
+    lr = _per_run([s["lr"] * factor for s in own], params)
+    with torch.no_grad():
+        if any(s["weight_decay"] for s in own):
+            decay = _per_run([s["weight_decay"] for s in own], params)
+            gradient = [g + d * p for g, d, p in zip(gradient, decay, params, strict=True)]
+        if common["optimizer"] == "adam":
+            first, second = (list(m.values()) for m in state.moments)
+            torch._foreach_lerp_(first, gradient, 1 - common["beta1"])
+            torch._foreach_mul_(second, common["beta2"])
+            torch._foreach_addcmul_(second, gradient, gradient, 1 - common["beta2"])
+            t = state.step + 1
+            scale = math.sqrt(1 - common["beta2"] ** t)
+            gradient = [m / (v.sqrt() / scale + common["epsilon"]) for m, v in zip(first, second, strict=True)]
+            lr = [a / (1 - common["beta1"] ** t) for a in lr]
+        elif any(s["momentum"] for s in own):
+            velocity, mu = list(state.moments[0].values()), _per_run([s["momentum"] for s in own], params)
+            for v, m, g in zip(velocity, mu, gradient, strict=True):
+                v.mul_(m).add_(g)
+            gradient = (
+                [g + m * v for g, m, v in zip(gradient, mu, velocity, strict=True)] if common["nesterov"] else velocity
+            )
+        if isinstance(lr[0], float):
+            torch._foreach_add_(params, gradient, alpha=-lr[0])
+        else:
+            for p, a, g in zip(params, lr, gradient, strict=True):
+                p.sub_(a * g)
+
+
+def _per_run(values: list[float], params: list[Tensor]) -> list[Any]:
+    """One factor a parameter tensor: a number where all runs agree, else (A, 1, ...)."""
+    if len(set(values)) == 1:
+        return [float(values[0])] * len(params)
+    column = torch.tensor(values, dtype=params[0].dtype, device=params[0].device)
+    return [column.view(-1, *[1] * (p.dim() - 1)) for p in params]
+
+
+def _schedule(common: Settings, step: int, per_epoch: int, batch: int) -> float:
+    """Factor on the learning rate at a step: scaling by batch size, warm-up, and the schedule over epochs."""
+    ratio = batch / common["lr_base_batch"]
+    factor = {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[common["lr_scaling"]]
+    epoch = step / per_epoch
+    warmup = common["warmup_epochs"]
+    if epoch < warmup:
+        return factor * (step + 1) / math.ceil(warmup * per_epoch)
+    if common["schedule"] == "cosine":
+        return factor * (1 + math.cos(math.pi * min(1.0, epoch / common["stop"]["max_epochs"]))) / 2
+    if common["schedule"] == "step":
+        return factor * float(common["decay"]) ** sum(epoch >= m for m in common["milestones"])
+    return factor
+
+
+def _evaluate(network: Network, state: State, buffers: Params, data: Data) -> Tensor:
+    """Average training loss (A,) in evaluation mode, BatchNorm on the whole set's statistics."""
+    params = {n: p.detach() for n, p in state.params.items()}
+    own = collect_statistics(network, params, {n: b[state.active] for n, b in buffers.items()}, data.x_train)
+    return Objective(network, params, own, data.x_train, data.y_train).loss(flatten(params))
+
+
+def _leaving(state: State, losses: Tensor, epoch: int, stop: Settings) -> dict[int, tuple[str, str]]:
+    """Which active runs end here, with status and message; notes losses on the way."""
+    leaving = {}
+    note = epoch in _NOTED or epoch < 10
+    if bool(torch.isfinite(losses).all()) and (note or not state.finite):
+        state.finite = {n: p.detach().clone() for n, p in state.params.items()}
+    for i, (row, loss) in enumerate(zip(state.active, losses.tolist(), strict=True)):
+        reached = stop["train_loss"] is not None and loss <= stop["train_loss"]
+        if not math.isfinite(loss):
+            leaving[i] = "diverged", f"training loss {loss} after epoch {epoch}: lower training.lr"
+        elif reached or epoch >= stop["max_epochs"]:
+            leaving[i] = _verdict(loss, stop, "max_epochs")
+        if (note or i in leaving) and math.isfinite(loss):
+            for key, value in (("epoch", epoch), ("step", state.step), ("train_loss", loss)):
+                state.history[row][key].append(value)
+    return leaving
+
+
+_NOTED = {round(10 * 1.05**k) for k in range(200)}  # epochs whose loss is kept for the training curve
+
+
+def _verdict(loss: float, stop: Settings, limit: str) -> tuple[str, str]:
+    goal = stop["train_loss"]
+    if goal is None or loss <= goal:
+        return "ok", ""
+    return (
+        "not_converged",
+        f"train_loss {loss:.3g} is above stop.train_loss={goal:g} at {limit}={stop[limit]}: raise it",
+    )
+
+
+def _outcome(
+    network: Network, state: State, buffers: Params, data: Data, i: int, epoch: float, status: str, message: str
+) -> Outcome:
+    source = state.finite if status == "diverged" else state.params
+    params = lay_out({n: p.detach()[i : i + 1].clone() for n, p in source.items()})
+    row = state.active[i]
+    own = collect_statistics(network, params, {n: b[row : row + 1] for n, b in buffers.items()}, data.x_train)
+    return Outcome(row, params, own, state.step, int(epoch), status, message)
+
+
+def _snapshots(
+    network: Network, state: State, buffers: Params, data: Data, epoch: int, wanted: list[int]
+) -> Iterator[Outcome]:
+    if epoch in wanted:
+        for i in range(len(state.active)):
+            kept = _outcome(network, state, buffers, data, i, epoch, "ok", "")
+            kept.epoch = epoch
+            yield kept
+
+
+def _keep(state: State, stay: list[int]) -> None:
+    """Drop the runs that left from every tensor."""
+
+    def rows(tensors: Params) -> Params:
+        return lay_out({n: t.detach()[stay] for n, t in tensors.items()})
+
+    state.params, state.finite, state.moments = rows(state.params), rows(state.finite), [rows(m) for m in state.moments]
+    state.active = [state.active[i] for i in stay]
+
+
+def _dropout_layers(module: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in module.modules())

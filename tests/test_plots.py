@@ -1,0 +1,222 @@
+"""Figures: the same bytes twice, names that are not markup, axes that fit the data, nothing drawn that is not ok."""
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from landscape_cli import plots
+
+GROUPS = ["small", "large"]
+SHAPES = {  # metric, setting: level of the first group, factor of the last, noise
+    ("train_loss", ""): (0.0099, 1.0, 0.003),
+    ("test_loss", ""): (0.13, 1.4, 0.05),
+    ("test_accuracy", ""): (0.961, 0.985, 0.003),
+    ("hessian_top", "rank=1"): (3.1, 9.0, 0.2),
+    ("hessian_top", "rank=2"): (2.2, 40.0, 0.2),
+    ("hessian_trace", ""): (51.0, 3.2, 0.1),
+    ("regret", "minibatch_size=1"): (0.021, 1.9, 0.08),
+    ("regret", "minibatch_size=10"): (0.0061, 2.4, 0.08),
+    ("gradient_norm", ""): (3e-7, 1.1, 0.5),
+    ("kl_ball_volume_log", "eps=0.001;subspace=100"): (-310.0, 1.2, 0.02),
+    ("adaptive_sharpness", "normalization=elementwise;rho=0.5"): (0.4, 1.02, 0.3),
+    ("path_norm", ""): (48213.0, 0.97, 0.01),
+    ("fisher_rao_norm", ""): (1.3e-4, 2000.0, 0.6),
+    ("lowest_eigenvalue", ""): (-0.02, -1.5, 0.4),
+    ("flatness_that_has_a_very_long_name_indeed", ""): (2.0, 1.0, 0.1),
+}
+
+
+def example(
+    groups: list[str], seeds: int = 8, keep: int = 99
+) -> tuple[pd.DataFrame, pd.DataFrame, list[dict[str, Any]]]:
+    """runs.csv, metrics.csv and run records; the last run diverged, path_norm is undefined in every third run."""
+    rng, runs, rows, records = np.random.default_rng(0), [], [], []
+    for i, group in enumerate(groups):
+        for seed in range(seeds):
+            run_id, part = f"b{i}-s{seed}-{i}{seed}af03", i / max(1, len(groups) - 1)
+            ok = (i, seed) != (len(groups) - 1, seeds - 1)
+            noise = {key: 1 + s * rng.standard_normal() for key, (_, _, s) in SHAPES.items()}
+            value = {key: level * factor**part * abs(noise[key]) if factor > 0 else level * (1 + 3 * part) * noise[key]
+                     for key, (level, factor, _) in SHAPES.items()}  # fmt: skip
+            outcome = {metric: v for (metric, _), v in value.items() if metric.startswith(("train_", "test_"))}
+            outcome["loss_gap"] = outcome["test_loss"] - outcome["train_loss"]
+            steps = np.unique(np.geomspace(1, 4000 / (1 + 5 * part), 60).astype(int))
+            loss = 2.3 / (1 + steps / (40 - 30 * part)) * np.exp(0.1 * rng.standard_normal(len(steps)))
+            history = {"epoch": list(steps * (0.01 + part)), "step": [0, *steps.tolist()][1:], "train_loss": list(loss)}
+            run = {"run_id": run_id, "group": group, "seed": seed, "status": "ok" if ok else "diverged"}
+            records.append({**run, "history": history})
+            known = outcome if ok else dict.fromkeys(outcome)
+            runs.append({**run, "epochs": 120, "steps": int(steps[-1]), "train_accuracy": 1.0, **known,
+                         "accuracy_gap": 1 - outcome["test_accuracy"] if ok else None, "seconds": 1.5,
+                         "stack_size": 16, "message": "" if ok else "loss is nan at step 12: lower lr"})  # fmt: skip
+            for (metric, setting), v in list(value.items())[:keep]:
+                bad = not ok or (metric == "path_norm" and seed % 3 == 0)
+                rows.append({"run_id": run_id, "group": group, "seed": seed, "epoch": None, "metric": metric,
+                             "setting": setting, "value": None if bad else v, "standard_error": None,
+                             "status": "undefined" if bad else "ok",
+                             "message": "no path: a layer is not linear" if bad else ""})  # fmt: skip
+    return pd.DataFrame(runs), pd.DataFrame(rows), records
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Every figure that is saved, to be looked into."""
+    caught: list[Figure] = []
+    save = plots.save
+    monkeypatch.setattr(plots, "save", lambda figure, stem: caught.append(figure) or save(figure, stem))
+    return caught
+
+
+def texts(figure: Figure) -> list[str]:
+    return [t.get_text() for t in figure.findobj(mpl.text.Text) if t.get_text()]
+
+
+def draw_all(folder: Path, groups: list[str], seeds: int = 3, keep: int = 99) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    runs, metrics, records = example(groups, seeds, keep)
+    return [
+        *plots.training_curves(records, folder / "training_curves"),
+        *plots.metric_by_group(metrics, runs, groups, folder / "metric_by_group"),
+        *plots.metric_vs_gap(metrics, runs, folder / "metric_vs_gap"),
+    ]
+
+
+def test_same_tables_give_the_same_bytes_and_leave_no_trace(tmp_path: Path) -> None:
+    before = dict(mpl.rcParams)
+    first, again = draw_all(tmp_path / "a", GROUPS, 3, 4), draw_all(tmp_path / "b", GROUPS, 3, 4)
+    assert [p.name for p in first] == [f"{s}.{k}" for s in ("training_curves", "metric_by_group", "metric_vs_gap")
+                                       for k in ("png", "svg")]  # fmt: skip
+    for one, two in zip(first, again, strict=True):
+        assert one.read_bytes() == two.read_bytes(), one.name
+    assert dict(mpl.rcParams) == before
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(p.name for p in first)  # no temporary files
+    assert b"<dc:date>" not in first[1].read_bytes()
+
+
+def test_pyplot_is_never_loaded() -> None:
+    code = "import sys, landscape_cli.plots as p\nwith p.styled(): pass\nassert 'matplotlib.pyplot' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_hostile_names_are_drawn_as_they_are(tmp_path: Path, figures: list[Figure]) -> None:
+    groups = ["<script>alert(1)</script>", "$x_1$", "_hidden", "\x1b[31mred\x1b[0m", "$\\frac{", "漢字"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        runs, metrics, records = example(groups, 2, 7)
+        metrics.loc[metrics["metric"] == "regret", "metric"] = "$\\undefined"
+        metrics.loc[metrics["metric"] == "$\\undefined", "setting"] = "$^$\x07"
+        plots.training_curves(records, tmp_path / "curves")
+        plots.metric_by_group(metrics, runs, groups, tmp_path / "$groups$.v1")
+        plots.metric_vs_gap(metrics, runs, tmp_path / "gap")
+    assert (tmp_path / "$groups$.v1.png").exists()
+    drawn = [t for figure in figures for t in texts(figure)]
+    assert {"$x_1$", "_hidden", "?[31mred?[0m", "$\\undefined", "$^$?"} <= set(drawn)
+    assert not any("\x1b" in t or "\x07" in t for t in drawn)
+    svg = (tmp_path / "$groups$.v1.svg").read_text()
+    assert "<script" not in svg
+
+
+def test_a_dot_a_usable_value(tmp_path: Path, figures: list[Figure]) -> None:
+    runs, metrics, _ = example(GROUPS, 4)
+    metrics = metrics[metrics["metric"].isin(["path_norm", "regret"])]
+    plots.metric_by_group(metrics, runs, GROUPS, tmp_path / "m")
+    regret1, regret10, path = figures[0].axes  # the panels keep the order of the table
+    dots = [[len(c.get_offsets()) for c in ax.collections if hasattr(c, "get_sizes") and len(c.get_sizes())]
+            for ax in (regret1, regret10, path)]  # fmt: skip
+    assert dots == [[4, 3], [4, 3], [2, 2]]  # large-s3 diverged; seeds 0 and 3 have no path norm
+    assert {"regret", "minibatch_size=1", "minibatch_size=10", "path_norm"} <= set(texts(figures[0]))
+
+
+@pytest.mark.parametrize(("values", "log"), [([1, 40], True), ([1, 20], False), ([-1, 40], False), ([0, 40], False)])
+def test_axes_are_logarithmic_where_data_span_decades(
+    values: list[float], log: bool, tmp_path: Path, figures: list[Figure]
+) -> None:
+    runs, metrics, _ = example(GROUPS, 3)
+    metrics = metrics[metrics["metric"] == "gradient_norm"].assign(value=np.resize(values, 6), status="ok")
+    plots.metric_by_group(metrics, runs, GROUPS, tmp_path / "m")
+    plots.metric_vs_gap(metrics, runs, tmp_path / "g")
+    assert (figures[0].axes[0].get_yscale() == "log") == (figures[1].axes[0].get_xscale() == "log") == log
+
+
+def test_rho_is_spearmans_and_outcomes_are_not_their_own_predictors(tmp_path: Path, figures: list[Figure]) -> None:
+    runs, metrics, _ = example(GROUPS, 4)
+    runs["loss_gap"] = [1.0, 2, 3, 4, 5, 6, 7, 100]
+    metrics.loc[metrics["metric"] == "gradient_norm", "value"] = [2.0, 1, 3, 4, 5, 6, 7, np.nan]
+    plots.metric_vs_gap(metrics, runs, tmp_path / "g")
+    assert f"ρ = {1 - 6 * 2 / (7 * 48):.2f}" in texts(figures[0])  # 0.96: one swap among the 7 ok runs
+    assert not set(texts(figures[0])) & set(plots.OUTCOMES)
+
+
+def test_no_rho_for_a_constant_or_for_two_runs() -> None:
+    assert plots.spearman(np.ones(5), np.arange(5.0)) == plots.spearman(np.arange(2.0), np.arange(2.0)) == ""
+    assert plots.spearman(np.arange(3.0), -np.arange(3.0)) == "ρ = \N{MINUS SIGN}1.00"
+
+
+def test_nothing_to_draw_writes_nothing(tmp_path: Path) -> None:
+    runs, metrics, records = example(GROUPS, 2)
+    none = metrics.assign(status="undefined", value=None)
+    assert plots.metric_by_group(none, runs, GROUPS, tmp_path / "a") == []
+    assert plots.metric_vs_gap(none, runs, tmp_path / "b") == []
+    assert plots.metric_vs_gap(metrics, runs.assign(loss_gap=None), tmp_path / "b") == []
+    assert plots.training_curves([{**r, "history": None} for r in records], tmp_path / "c") == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_single_runs_and_many_panels_are_drawn(tmp_path: Path, figures: list[Figure]) -> None:
+    runs, metrics, _ = example([f"group {i}" for i in range(8)], 1)
+    assert len(plots.metric_by_group(metrics, runs, list(runs["group"]), tmp_path / "m")) == 2
+    one = metrics[metrics["metric"] == "path_norm"].assign(status="ok", value=1.0)
+    many = pd.concat([one.assign(setting=f"rank={k}") for k in range(7)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "MAX_PANELS", 6)
+        patch.setattr(plots, "save", lambda figure, stem: figures.append(figure) or [])
+        plots.metric_by_group(many, runs, ["group 0"], tmp_path / "n")
+    assert len(figures[-1].axes) == 6
+    assert any("first 6 of 7 panels" in t for t in texts(figures[-1]))
+
+
+def test_curves_leave_out_what_a_log_axis_cannot_show() -> None:
+    history = {"step": [0, 1, 2, 3], "train_loss": [2.0, 1.0, float("nan"), None]}
+    x, y = plots.curve({"history": history}, "step")
+    assert (x.tolist(), y.tolist()) == ([1.0], [1.0])
+
+
+@pytest.mark.parametrize(
+    ("value", "label"), [(0.0, "0"), (0.1 + 0.2, "0.3"), (3e-7, "3e-7"), (-2.5, "−2.5"), (1e5, "1e5"), (1500, "1500")]
+)
+def test_ticks_read_plainly(value: float, label: str) -> None:
+    assert plots.tick(value) == label
+
+
+@pytest.mark.parametrize(
+    "groups", [GROUPS, ["b10", "b32", "b100", "b320", "b1000"], [f"a long name {i}" for i in range(5)]]
+)
+def test_no_two_labels_overlap(groups: list[str], tmp_path: Path, figures: list[Figure]) -> None:
+    draw_all(tmp_path, groups, 2, 7)
+    for figure in figures:
+        figure.canvas.draw()
+        renderer = figure.canvas.get_renderer()
+        boxes = [t.get_window_extent(renderer) for t in drawn(figure) if t.get_text().strip()]
+        clashes = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.padded(-0.5).overlaps(b.padded(-0.5))]
+        assert clashes == []
+        assert all(b.x0 > -1 and b.x1 < figure.bbox.width + 1 and b.y1 < figure.bbox.height + 1 for b in boxes)
+
+
+def drawn(figure: Figure) -> list[mpl.text.Text]:
+    """Texts that appear: of tick labels, matplotlib keeps some outside the limits of their axis."""
+    found = [*figure.texts, *(t for box in figure.legends for t in box.get_texts())]
+    for ax in figure.axes:
+        found += [*ax.texts, ax.title, ax._left_title, ax.xaxis.label, ax.yaxis.label]
+        for k, (labels, limits) in enumerate(
+            [(ax.get_xticklabels(), ax.get_xlim()), (ax.get_yticklabels(), ax.get_ylim())]
+        ):
+            found += [t for t in labels if min(limits) <= t.get_position()[k] <= max(limits) and t.get_visible()]
+    return found
