@@ -99,16 +99,16 @@ def _metrics_table(session: Session, records: dict[str, Record], settings_of: di
 
 def draw(folder: Path, records: Sequence[Record], groups: list[str], session: Session | None = None) -> None:
     """Figures and report.html from the tables; left alone where they were drawn from these very tables."""
-    from landscape_cli import plots
-
     tables = ("runs.csv", "metrics.csv", "comparison.csv")
     page, stamp = folder / "report.html", folder / "plots" / ".drawn"
     sources = [(folder / t).read_bytes() for t in tables] + [
-        Path(module.__file__ or "").read_bytes() for module in (plots, report, analysis)
+        Path(__file__).with_name(f"{module}.py").read_bytes() for module in ("plots", "report", "analysis")
     ]
     key = hashlib.sha256(b"".join(hashlib.sha256(s).digest() for s in sources)).hexdigest()
     if page.is_file() and stamp.is_file() and stamp.read_text() == key:
         return
+    from landscape_cli import plots  # loads matplotlib
+
     if session:
         session.watch("draw", {})
     run_table, metric_table = (store.read_table(folder / t) for t in tables[:2])
@@ -236,3 +236,16 @@ def as_json(table: DataFrame) -> list[dict[str, Any]]:
     """Rows of a table as JSON values, missing ones null."""
     rows: list[dict[str, Any]] = json.loads(table.to_json(orient="records", double_precision=15))
     return rows
+
+
+def outcome(session: Session) -> tuple[DataFrame, list[str]]:
+    """runs.csv, and a line for each run or metric that did not come out well."""
+    table = store.read_table(session.folder / "runs.csv")
+    metrics = store.read_table(session.folder / "metrics.csv")
+    bad = ("failed", "diverged", "not_converged")
+    lines = [f"{r['run_id']}: {r['status']}: {r['message']}" for r in table.to_dict("records") if r["status"] in bad]
+    for row in metrics.to_dict("records"):
+        if row["status"] in bad:
+            of = f"{row['metric']}({row['setting']})"
+            lines.append(f"{row['run_id']}: {of}: {row['status']}: {row['message']}")
+    return table, lines

@@ -166,7 +166,7 @@ def _row(name: str, own: dict[str, Any], extra: str, estimate: Estimate, k: int)
 
 
 def _number(value: torch.Tensor) -> float | None:
-    number = float(value)
+    number = float(value.detach())
     return number if math.isfinite(number) else None
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape_cli.errors import Fault
-from landscape_cli.network import Params, lay_out
+from landscape_cli.network import Params
 
 FORMAT = "1"
 INITIAL = "initial/"  # prefix of the parameters before training
@@ -76,7 +76,7 @@ def stack(
 
     initial = [m.initial for m in minima if m.initial is not None]
     return (
-        lay_out(join([m.params for m in minima])),
+        join([m.params for m in minima]),
         join([m.buffers for m in minima]),
         join(initial) if len(initial) == len(minima) else None,
     )

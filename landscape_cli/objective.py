@@ -147,10 +147,14 @@ class Objective:
         return product
 
     def chunks(self, budget: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The samples in pieces whose saved activations fit in `budget` bytes, or one at a time."""
-        size = max(1, int(budget // max(1, self.bytes_per_sample)))
-        size = -(-len(self.y) // -(-len(self.y) // size))  # equal pieces
+        """The samples in pieces of `chunk_size(budget)`."""
+        size = self.chunk_size(budget)
         yield from zip(self.x.split(size), self.y.split(size), strict=True)
+
+    def chunk_size(self, budget: int) -> int:
+        """How many samples have their saved activations in `budget` bytes; at least one; equal pieces of the set."""
+        size = max(1, int(budget // max(1, self.bytes_per_sample)))
+        return -(-len(self.y) // -(-len(self.y) // size))
 
     @cached_property
     def bytes_per_sample(self) -> int:
@@ -173,9 +177,8 @@ class Objective:
         return sample_losses(logits, y.expand(len(logits), -1)).double().sum(1)
 
     def _leaves(self, theta: Tensor) -> Params:
-        """Parameters to differentiate by, matrices laid out as the layers use them."""
-        views = self.unflatten(theta.detach())
-        return {n: (v.mT.contiguous().mT if v.dim() == 3 else v).requires_grad_() for n, v in views.items()}
+        """Parameters to differentiate by."""
+        return {n: v.contiguous().requires_grad_() for n, v in self.unflatten(theta.detach()).items()}
 
     def _slopes(self, params: Params, x: Tensor, y: Tensor, residual_part: bool) -> tuple[Tensor, ...]:
         """Gradient of the summed loss, with its graph."""

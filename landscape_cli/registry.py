@@ -135,3 +135,18 @@ def _import_file(path: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
+
+
+KINDS: dict[str, Kind] = {"models": "model", "datasets": "dataset", "metrics": "metric"}
+
+
+def describe(entry: Entry) -> dict[str, Any]:
+    """What `landscape list` says of an entry: name, summary, settings with defaults, and what its decorator states."""
+    about: dict[str, Any] = {"name": entry.name, "summary": entry.summary, "settings": entry.defaults}
+    required = [k for k, f in entry.settings.model_fields.items() if f.is_required()]
+    if required:
+        about["required"] = required
+    if entry.kind == "metric":
+        about |= {k: entry.facts[k] for k in ("invariant", "source", "default")}
+    about["docs"] = inspect.getdoc(entry.function) or ""
+    return about

@@ -17,7 +17,7 @@ from torch import nn
 
 from landscape_cli import store
 from landscape_cli.config import Run, canonical, digest
-from landscape_cli.network import Params, lay_out
+from landscape_cli.network import Params
 from landscape_cli.training import PER_RUN, State, batch_of, stack_size
 
 FORMAT = 1
@@ -114,7 +114,7 @@ def load(folder: Path, stack: list[Run], order: list[str], device: torch.device,
             for name in file.keys():  # noqa: SIM118  # not a dict
                 group, _, own = name.partition("/")
                 groups.setdefault(group, {})[own] = file.get_tensor(name).to(device)
-        ordered = {group: lay_out({n: own[n] for n in order}) for group, own in groups.items()}
+        ordered = {group: {n: own[n] for n in order} for group, own in groups.items()}
         moments = [ordered[g] for g in sorted(ordered) if g.startswith("moments")]
         done = {k: facts[k] for k in ("active", "step", "history", "seconds")}
         return State(ordered["params"], moments=moments, finite=ordered.get("finite", {}), **done)

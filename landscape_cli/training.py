@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from landscape_cli.datasets import Data
-from landscape_cli.network import Network, Params, Pass, collect_statistics, lay_out, norm_layers
+from landscape_cli.network import Network, Params, Pass, collect_statistics, norm_layers
 from landscape_cli.objective import MEMORY, Objective, flatten
 
 PER_RUN = ("lr", "weight_decay", "momentum")  # settings that may differ inside a stack
@@ -110,6 +110,8 @@ def train(
     per_epoch = -(-n // batch)
     plain = not common["label_smoothing"] and not norm_layers(network.module) and not _dropout_layers(network.module)
     free_check = batch == n and plain  # a full-batch step computes the training loss on its way
+    at = Objective(network, state.params, buffers, data.x_train, data.y_train)
+    piece = at.chunk_size(MEMORY) if free_check else n
     clock = time.perf_counter()
 
     def book() -> None:
@@ -123,7 +125,7 @@ def train(
         epoch, first = divmod(state.step, per_epoch)
         losses = gradient = None
         if free_check:
-            losses, gradient = _full_gradient(network, state, buffers, data)
+            losses, gradient = _full_gradient(network, state, buffers, data, piece)
         elif first == 0 and epoch % common["stop"]["check_every"] == 0:
             losses = _evaluate(network, state, buffers, data)
         if first == 0:
@@ -159,7 +161,7 @@ def train(
 def begin(params: Params, settings: Settings) -> State:
     """The state before the first step, for parameters (K, *shape) as they were initialized."""
     K = len(next(iter(params.values())))
-    params = {n: p.clone() for n, p in lay_out(params).items()}
+    params = {n: p.clone() for n, p in params.items()}
     buffers = {"sgd": 1, "adam": 2}[settings["optimizer"]]
     moments = [{n: torch.zeros_like(p) for n, p in params.items()} for _ in range(buffers)]
     history: list[dict[str, list[float]]] = [{"epoch": [], "step": [], "train_loss": []} for _ in range(K)]
@@ -209,13 +211,14 @@ def _blank(network: Network, K: int, like: Tensor) -> Params:
     return {n: b.detach().to(like.device).expand(K, *b.shape) for n, b in network.module.named_buffers()}
 
 
-def _full_gradient(network: Network, state: State, buffers: Params, data: Data) -> tuple[Tensor, list[Tensor]]:
+def _full_gradient(
+    network: Network, state: State, buffers: Params, data: Data, piece: int
+) -> tuple[Tensor, list[Tensor]]:
     """Training losses (A,) and the gradients of a full-batch step, from one pass, in pieces that fit into memory."""
     own = {n: b[state.active] for n, b in buffers.items()}
     leaves = {n: p.requires_grad_() for n, p in state.params.items()}
-    at = Objective(network, leaves, own, data.x_train, data.y_train)
     losses, gradient = torch.zeros(len(state.active), dtype=torch.float64, device=data.x_train.device), None
-    for x, y in at.chunks(MEMORY):
+    for x, y in zip(data.x_train.split(piece), data.y_train.split(piece), strict=True):
         logits = network(leaves, own, x)
         target = y.expand(len(logits), -1)
         each = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
@@ -324,7 +327,7 @@ def _outcome(
     network: Network, state: State, buffers: Params, data: Data, i: int, epoch: float, status: str, message: str
 ) -> Outcome:
     source = state.finite if status == "diverged" else state.params
-    params = lay_out({n: p.detach()[i : i + 1].clone() for n, p in source.items()})
+    params = {n: p.detach()[i : i + 1].clone() for n, p in source.items()}
     row = state.active[i]
     own = collect_statistics(network, params, {n: b[row : row + 1] for n, b in buffers.items()}, data.x_train)
     return Outcome(row, params, own, state.step, int(epoch), status, message)
@@ -344,7 +347,7 @@ def _keep(state: State, stay: list[int]) -> None:
     """Drop the runs that left from every tensor."""
 
     def rows(tensors: Params) -> Params:
-        return lay_out({n: t.detach()[stay] for n, t in tensors.items()})
+        return {n: t.detach()[stay] for n, t in tensors.items()}
 
     state.params, state.finite, state.moments = rows(state.params), rows(state.finite), [rows(m) for m in state.moments]
     state.active = [state.active[i] for i in stay]

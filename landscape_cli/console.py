@@ -1,0 +1,263 @@
+"""What a person sees: progress and complaints on stderr, results on stdout. Text from configs is never markup."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+EVERY = 60.0  # seconds between two lines of progress where there is no terminal
+
+
+def _out() -> Console:
+    return Console(highlight=False, soft_wrap=False)
+
+
+def _err() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+def safe(text: object) -> str:
+    """Text of a config or a file, with control characters made visible."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(text))
+
+
+def error(text: str) -> None:
+    """One complaint, as it is: place, fault, remedy."""
+    console = _err()
+    for line in safe(text).splitlines():
+        style = "red" if not line.startswith(" ") else "dim"
+        console.print(Text(line, style=style), soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """Something to know that stops nothing."""
+    _err().print(Text(f"warning: {safe(text)}", style="yellow"), soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """A plain line of result."""
+    _out().print(Text(safe(text)), soft_wrap=True)
+
+
+def show_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    sys.stdout.write(json.dumps(value, indent=1, allow_nan=False, default=str) + "\n")
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number to `digits` significant digits, an empty string for a missing one."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, int):
+        return str(value)
+    return f"{float(value):.{digits}g}"
+
+
+# ---- progress
+
+
+class Progress:
+    """Receives events of the pipeline; one live line on a terminal, else one line a minute.
+
+    Events: train {runs, done, stacks}, step {stack, state}, run {record}, measure {cells}, metric {metric},
+    cell {metric, runs}, draw {}.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet, self.console = quiet, _err()
+        self.live: Live | None = None
+        self.start = self.printed = self.drawn = time.monotonic()
+        self.runs = self.runs_done = self.cells = self.cells_done = 0
+        self.began = self.start
+        self.line = ""
+
+    def __enter__(self) -> Progress:
+        if not self.quiet and self.console.is_terminal:
+            self.live = Live(Text(""), console=self.console, transient=True, auto_refresh=False)
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Clear the live line."""
+        if self.live:
+            self.live.stop()
+            self.live = None
+
+    def __call__(self, event: str, facts: dict[str, Any]) -> None:
+        """Note an event, and say where things stand."""
+        if event == "train":
+            self.runs, self.runs_done, self.began = facts["runs"], facts["done"], time.monotonic()
+        elif event == "run":
+            self.runs_done += 1
+        elif event == "step":
+            self.line = self._training(facts)
+        elif event == "measure":
+            self.cells, self.began = facts["cells"], time.monotonic()
+        elif event == "metric":
+            self.line = f"measuring {safe(facts['metric'])}  {self.cells_done}/{self.cells} cells{self._left()}"
+        elif event == "cell":
+            self.cells_done += facts["runs"]
+        elif event == "draw":
+            self.line = "drawing figures and report"
+        self._say(event)
+
+    def _training(self, facts: dict[str, Any]) -> str:
+        state, stack = facts["state"], facts["stack"]
+        losses = [h["train_loss"][-1] for h in state.history if h["train_loss"]]
+        loss = f"  loss {max(losses):.3g}" if losses else ""
+        group = safe(stack[0].group)
+        return f"training {group}  {self.runs_done}/{self.runs} runs  step {state.step}{loss}  {_clock(self.start)}"
+
+    def _left(self) -> str:
+        if not self.cells_done:
+            return ""
+        left = (time.monotonic() - self.began) / self.cells_done * (self.cells - self.cells_done)
+        return f"  about {left:.0f} s left"
+
+    def _say(self, event: str) -> None:
+        now = time.monotonic()
+        if self.quiet or not self.line:
+            return
+        if self.live:
+            if now - self.drawn > 0.1 or event in ("metric", "draw"):
+                self.drawn = now
+                self.live.update(Text(self.line, style="cyan", no_wrap=True, overflow="ellipsis"), refresh=True)
+        elif now - self.printed > EVERY:
+            self.printed = now
+            self.console.print(Text(self.line), soft_wrap=True)
+
+
+def _clock(start: float) -> str:
+    seconds = int(time.monotonic() - start)
+    return f"{seconds // 60}:{seconds % 60:02d}"
+
+
+# ---- results
+
+
+def _table(*columns: str, right: tuple[int, ...] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i in right else "left", no_wrap=i == 0 or i in right)
+    return table
+
+
+def _add(table: Table, cells: list[str], style: str = "") -> None:
+    table.add_row(*(Text(safe(cell)) for cell in cells), style=style)
+
+
+def runs(table: DataFrame) -> None:
+    """runs.csv for a person."""
+    view = _table(
+        "run", "status", "epochs", "steps", "train loss", "test loss", "test acc.", "s", right=(2, 3, 4, 5, 6, 7)
+    )
+    for row in table.to_dict("records"):
+        numbers = [number(row[k]) for k in ("train_loss", "test_loss", "test_accuracy", "seconds")]
+        cells = [row["run_id"], row["status"], number(row["epochs"], 9), number(row["steps"], 9), *numbers]
+        _add(view, [str(c) for c in cells], "" if row["status"] == "ok" else "yellow")
+    _out().print(view)
+    for row in table[table["status"] != "ok"].to_dict("records"):
+        warn(f"{row['run_id']}: {row['status']}: {row['message']}")
+
+
+def metrics(table: DataFrame) -> None:
+    """metrics.csv for a person: the rows of each minimum, without the shared intermediates."""
+    view = _table("run", "metric", "setting", "value", "std. error", "status", right=(3, 4))
+    for row in table[~table["metric"].str.startswith("_shared:")].to_dict("records"):
+        value, error_ = number(row["value"], 5), number(row["standard_error"], 2)
+        cells = [row["run_id"], row["metric"], row["setting"], value, error_, row["status"]]
+        _add(view, cells, "" if row["status"] == "ok" else "yellow")
+    _out().print(view)
+    for row in table[(table["status"] != "ok")].to_dict("records"):
+        warn(f"{row['run_id']}: {row['metric']}({row['setting']}): {row['status']}: {row['message']}")
+
+
+def comparison(table: DataFrame, groups: list[str], runs_table: DataFrame, folder: Path) -> None:
+    """comparison.csv for a person: each metric's mean in the first and last group, which is higher, and how sure."""
+    from landscape_cli import analysis, report
+
+    out = _out()
+    first, last = groups[0], groups[-1]
+    head = [f"{safe(g)} mean (95 % interval)" for g in dict.fromkeys((first, last))]
+    view = _table("metric", "setting", *head, "which is higher", "p (Holm)", right=(5,))
+    for row in table.to_dict("records"):
+        means = [_with_interval(row, g) for g in dict.fromkeys((first, last))]
+        said = analysis.verdict(_series(row))
+        sure = row["p_holm"] == row["p_holm"] and row["p_holm"] < analysis.ALPHA
+        _add(view, [row["metric"], row["setting"], *means, said, number(row["p_holm"], 2)], "" if sure else "dim")
+    out.print(view)
+    out.print()
+    out.print(Text(safe(report.headline(runs_table, table))))
+    out.print(Text(f"{folder / 'report.html'}", style="bold"), soft_wrap=True)
+
+
+def _series(row: dict[Any, Any]) -> Series:
+    from pandas import Series
+
+    return Series(row)
+
+
+def _with_interval(row: dict[Any, Any], group: str) -> str:
+    mean, low, high = (row[f"{group}_{part}"] for part in ("mean", "ci_low", "ci_high"))
+    interval = f" ({number(low)} to {number(high)})" if low == low else ""
+    return f"{number(mean)}{interval}"
+
+
+def shelf(rows: list[dict[str, Any]], verbose: bool) -> None:
+    """Names with one line each, or with all that is known."""
+    out = _out()
+    if not verbose:
+        view = _table("name", "")
+        for row in rows:
+            _add(view, [row["name"], row["summary"]])
+        out.print(view)
+        return
+    for row in rows:
+        out.print(Text(row["name"], style="bold"))
+        docs = row.get("docs") or row["summary"]
+        out.print(Text("\n".join("  " + line for line in docs.splitlines())))
+        facts = {k: row[k] for k in ("settings", "required", "invariant", "source", "default") if row.get(k)}
+        for key, value in facts.items():
+            text = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+            out.print(Text(f"  {key}: {safe(text)}", style="dim"))
+        out.print()
+
+
+def origins(values: list[tuple[str, Any, str]]) -> None:
+    """Each setting of a config, its value and where that comes from."""
+    view = _table("setting", "value", "from")
+    for key, value, origin in values:
+        _add(view, [key, json.dumps(value, default=str), origin], "dim" if origin == "default" else "")
+    _out().print(view)
+
+
+def plan(plan: dict[str, Any]) -> None:
+    """What is done and what is left."""
+    out = _out()
+    out.print()
+    out.print(
+        Text(f"{plan['trained']} of {plan['runs']} runs trained, {plan['measured']} of {plan['cells']} cells measured")
+    )
+    for stack in plan["stacks"]:
+        names = ", ".join(stack["runs"][:3]) + (", ..." if len(stack["runs"]) > 3 else "")
+        out.print(Text(f"to train: {len(stack['runs'])} together ({names}): {stack['why']}"))
+    if plan["stacks"]:
+        left = plan["seconds_left"]
+        said = (
+            f"about {left:.0f} s, as long as finished runs took" if left is not None else "unknown: no run is finished"
+        )
+        out.print(Text(f"time left to train: {said}"))
