@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from pandas import DataFrame, Series
+    from pandas import DataFrame
 
 EVERY = 60.0  # seconds between two lines of progress where there is no terminal
 
@@ -150,7 +150,7 @@ def _clock(start: float) -> str:
 
 
 def _table(*columns: str, right: tuple[int, ...] = ()) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i in right else "left", no_wrap=i == 0 or i in right)
     return table
@@ -182,38 +182,74 @@ def metrics(table: DataFrame) -> None:
         cells = [row["run_id"], row["metric"], row["setting"], value, error_, row["status"]]
         _add(view, cells, "" if row["status"] == "ok" else "yellow")
     _out().print(view)
-    for row in table[(table["status"] != "ok")].to_dict("records"):
-        warn(f"{row['run_id']}: {row['metric']}({row['setting']}): {row['status']}: {row['message']}")
+    for line in complaints(table):
+        warn(line)
+
+
+def complaints(table: DataFrame) -> list[str]:
+    """A line for each metric whose value is missing or not to be trusted, runs with the same trouble together."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for row in table[(table["status"] != "ok") & (table["status"] != "undefined")].to_dict("records"):
+        key = (row["metric"], row["setting"], row["status"], row["message"])
+        found.setdefault(key, []).append(row["run_id"])
+    return [
+        f"{metric}({setting}): {status}: {why} ({len(ids)} runs, first {ids[0]})"
+        for (metric, setting, status, why), ids in found.items()
+    ]
 
 
 def comparison(table: DataFrame, groups: list[str], runs_table: DataFrame, folder: Path) -> None:
-    """comparison.csv for a person: each metric's mean in the first and last group, which is higher, and how sure."""
-    from landscape_cli import analysis, report
+    """comparison.csv for a person: each metric's mean in the first and last group, their ratio, and how sure it is.
+
+    A terminal of 80 columns holds it; from 110 on the means carry the half width of their 95 % interval.
+    """
+    from landscape_cli import report
 
     out = _out()
-    first, last = groups[0], groups[-1]
-    head = [f"{safe(g)} mean (95 % interval)" for g in dict.fromkeys((first, last))]
-    view = _table("metric", "setting", *head, "which is higher", "p (Holm)", right=(5,))
+    ends = list(dict.fromkeys((groups[0], groups[-1])))
+    wide = out.width >= 110
+    head = [*(safe(g) for g in ends), *([f"{safe(ends[1])} / {safe(ends[0])}"] if len(ends) > 1 else []), "p (Holm)"]
+    view = _table("metric", *head, right=(1, len(ends), len(head)))
     for row in table.to_dict("records"):
-        means = [_with_interval(row, g) for g in dict.fromkeys((first, last))]
-        said = analysis.verdict(_series(row))
-        sure = row["p_holm"] == row["p_holm"] and row["p_holm"] < analysis.ALPHA
-        _add(view, [row["metric"], row["setting"], *means, said, number(row["p_holm"], 2)], "" if sure else "dim")
+        means = [_mean(row, g, wide) for g in ends]
+        said, sure = _difference(row, ends)
+        cells = [_label(row), *means, *([said] if len(ends) > 1 else []), number(row["p_holm"], 2)]
+        _add(view, cells, "" if sure or len(ends) == 1 else "dim")
     out.print(view)
     out.print()
+    if len(ends) > 1:
+        said = f"Ratio of means with its 95 % interval; p: Mann-Whitney, Holm over {table['p_value'].count()} rows."
+        out.print(Text(said, style="dim"))
     out.print(Text(safe(report.headline(runs_table, table))))
-    out.print(Text(f"{folder / 'report.html'}", style="bold"), soft_wrap=True)
+    out.print()
+    out.print(Text(f"Report: {folder / 'report.html'}", style="bold"), soft_wrap=True)
 
 
-def _series(row: dict[Any, Any]) -> Series:
-    from pandas import Series
+def _label(row: dict[Any, Any]) -> str:
+    """Metric and setting, short: `regret m=10`, `sam_sharpness converged`."""
+    parts = [part.partition("=") for part in str(row["setting"]).split(";") if part]
+    told = [value if value.isalpha() else f"{SYMBOLS.get(key, key)}={value}" for key, _, value in parts]
+    return " ".join([row["metric"], *told])
 
-    return Series(row)
+
+SYMBOLS = {"minibatch_size": "m"}  # as the formulas write them
 
 
-def _with_interval(row: dict[Any, Any], group: str) -> str:
+def _difference(row: dict[Any, Any], ends: list[str]) -> tuple[str, bool]:
+    """What the ratio column says, and whether the groups differ for sure."""
+    from landscape_cli import analysis
+
+    sure = row["p_holm"] == row["p_holm"] and row["p_holm"] < analysis.ALPHA
+    if row["ratio"] == row["ratio"]:
+        return f"{number(row['ratio'])}x ({number(row['ratio_low'])} to {number(row['ratio_high'])})", sure
+    if len(ends) < 2 or row["cliffs_delta"] != row["cliffs_delta"]:
+        return "too few values", False
+    return ("higher" if row["cliffs_delta"] > 0 else "lower") if sure else "no clear difference", sure
+
+
+def _mean(row: dict[Any, Any], group: str, wide: bool) -> str:
     mean, low, high = (row[f"{group}_{part}"] for part in ("mean", "ci_low", "ci_high"))
-    interval = f" ({number(low)} to {number(high)})" if low == low else ""
+    interval = f" \u00b1 {number((high - low) / 2, 2)}" if wide and low == low else ""
     return f"{number(mean)}{interval}"
 
 

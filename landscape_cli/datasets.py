@@ -78,8 +78,10 @@ def load(spec: dict[str, Any]) -> Data:
     x_train, x_test = x_train.astype(np.float32), x_test.astype(np.float32)
     if spec["standardize"]:
         x_train, x_test = _standardize(x_train, x_test)
-    tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in (x_train, y_train.astype(np.int64))]
-    return Data(*tensors, torch.from_numpy(x_test.copy()), torch.from_numpy(y_test.astype(np.int64)), num_classes)
+    x, y = (
+        [torch.from_numpy(np.ascontiguousarray(a)) for a in pair] for pair in ((x_train, x_test), (y_train, y_test))
+    )
+    return Data(x[0], y[0].long(), x[1], y[1].long(), num_classes)
 
 
 def _check(name: str, *arrays: np.ndarray[Any, Any]) -> None:

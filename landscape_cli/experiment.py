@@ -74,7 +74,7 @@ def compare(session: Session, *, fresh: bool = False, wait: bool = False) -> Dat
             records = runs.train(session)
             measurement.measure(session, records, config.measurements(session.experiment), settings_of)
         finally:
-            records = runs.finished(session)
+            records = session.finished()
             run_table, metric_table = _runs_table(session), _metrics_table(session, records, settings_of)
         table = analysis.compare(metric_table, run_table, session.groups)
         store.write(session.folder / "comparison.csv", store.table_bytes(table))
@@ -83,7 +83,7 @@ def compare(session: Session, *, fresh: bool = False, wait: bool = False) -> Dat
 
 
 def _runs_table(session: Session) -> DataFrame:
-    records = runs.finished(session)
+    records = session.finished()
     ordered = [records[run.run_id] for run in session.runs if run.run_id in records]
     table = store.runs_table(ordered)
     store.write(session.folder / "runs.csv", store.table_bytes(table))
@@ -130,7 +130,7 @@ def measure_checkpoints(
 ) -> tuple[Session, DataFrame]:
     """`landscape measure CHECKPOINT... --config CONFIG`: the same metrics on networks trained elsewhere.
 
-    They are kept in a folder of their own, `results/<name>-checkpoints`, so that the experiment's tables stay as they are.
+    They are kept in a folder of their own, `results/<name>-checkpoints`: the experiment's tables stay as they are.
     """
     base = experiment.model_copy(update={"grid": {}, "compare": None, "seeds": 1})
     session = open_session(base, results, device, watch)
@@ -147,7 +147,7 @@ def measure_checkpoints(
             run_id = f"{stem}-{sha[:8]}"
             file = f"minima/{run_id}.safetensors"
             store.write(session.folder / file, data)
-            about = {"run_id": run_id, "group": "checkpoint", "seed": minimum.metadata.get("seed"), "swept": {}}
+            about: Record = {"run_id": run_id, "group": "checkpoint", "seed": minimum.metadata.get("seed"), "swept": {}}
             records[run_id] = CHECKPOINT | about | {"minimum": {"file": file, "sha256": sha}, "stack": [run_id]}
         settings_of = dict.fromkeys(records, settings)
         try:
@@ -193,7 +193,7 @@ def rewrite_report(folder: Path) -> Path:
 
 def plan(session: Session) -> dict[str, Any]:
     """`landscape show`: runs and stacks, what is done, what is left and why. Writes nothing."""
-    records = runs.finished(session)
+    records = session.finished()
     todo = runs.pending(session, records)
     begun = {tuple(ids) for ids in stacks.begun(session.folder)} if session.folder.is_dir() else set()
     settings_of = {run.run_id: run.settings for run in session.runs}

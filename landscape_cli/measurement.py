@@ -40,27 +40,27 @@ def measure(
     def lacks(run_id: str, what: Measurement) -> bool:
         return (run_id, what[0], key_of(settings_of[run_id], what)) not in done
 
-    todo = [(s, [m for m in wanted if any(lacks(i, m) for i in s)]) for s in _stacks(session, records, settings_of)]
+    todo = [(s, [m for m in wanted if any(lacks(i, m) for i in s)]) for s in _stacks(records)]
     session.watch("measure", {"cells": sum(len(stack) * len(lacking) for stack, lacking in todo)})
     for stack, lacking in todo:
-        if lacking:
-            at = point(session, [records[i] for i in stack], settings_of[stack[0]])
+        if not lacking:
+            continue
+        settings = settings_of[stack[0]]
+        n = len(session.data(settings).y_train)
+        size = max(1, MEMORY // (8 * min(n, GRAM_SAMPLES) ** 2))
+        for piece in ([records[i] for i in stack[j : j + size]] for j in range(0, len(stack), size)):
+            at = point(session, piece, settings)
             for what in lacking:
-                _measure(session, at, [records[i] for i in stack], settings_of[stack[0]], what, lacks)
+                _measure(session, at, piece, settings, what, lacks)
 
 
-def _stacks(session: Session, records: dict[str, Record], settings_of: dict[str, Any]) -> list[list[str]]:
-    """Run ids that are measured together: those trained together, as far as memory allows; diverged runs are left out."""
+def _stacks(records: dict[str, Record]) -> list[list[str]]:
+    """Run ids that are measured together: those trained together; diverged runs are left out."""
     found: dict[tuple[str, ...], list[str]] = {}
     for run_id, record in records.items():
         if record["status"] != "diverged":
             found.setdefault(tuple(record["stack"]), []).append(run_id)
-    pieces = []
-    for stack in found.values():
-        n = len(session.data(settings_of[stack[0]]).y_train)
-        size = max(1, MEMORY // (8 * min(n, GRAM_SAMPLES) ** 2))
-        pieces += [stack[i : i + size] for i in range(0, len(stack), size)]
-    return pieces
+    return list(found.values())
 
 
 def key_of(settings: dict[str, Any], measurement: Measurement) -> str:
@@ -109,7 +109,7 @@ def _measure(
     cells = []
     for k, record in enumerate(records):
         for helper in helpers:
-            shared = (f"_shared:{helper}", {})
+            shared: Measurement = (f"_shared:{helper}", {})
             cells.append(_cell(record, settings, shared, [{**EMPTY, "setting": ""}], at.seconds[helper] / len(records)))
         if lacks(record["run_id"], what):
             rows = [_row(name, own, extra, estimate, k) for extra, estimate in estimates.items()]
@@ -129,7 +129,8 @@ def _estimate(at: Point, name: str, own: dict[str, Any]) -> dict[str, Estimate]:
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             nothing = torch.full((len(at.theta),), torch.nan, dtype=torch.float64)
-            why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} ({where.name}:{where.lineno})"
+            said = (str(error).splitlines() or [""])[0]
+            why = f"{type(error).__name__}: {said} ({where.name}:{where.lineno})"
             K = len(at.theta)
             found = Estimate(nothing, nothing.clone(), status=["failed"] * K, message=[why] * K)
     return found if isinstance(found, dict) else {"": found}

@@ -106,14 +106,14 @@ class Objective:
 
     def loss_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Average loss (K,) in float64 and its gradient (K, p) in theta's type, chunks summed in float64."""
-        loss, gradient = 0.0, torch.zeros(theta.shape, dtype=torch.float64, device=theta.device)
+        gradient = torch.zeros(theta.shape, dtype=torch.float64, device=theta.device)
+        loss = gradient.new_zeros(len(theta))
         params = self._leaves(theta)
         for x, y in self.chunks(CACHE):
             part = self._sum(params, x, y)
             slopes = torch.autograd.grad(part.sum(), list(params.values()))
             gradient += torch.cat([g.flatten(1) for g in slopes], 1)
-            loss = loss + part.detach()
-        assert isinstance(loss, Tensor)
+            loss += part.detach()
         return loss / len(self.y), (gradient / len(self.y)).to(theta.dtype)
 
     def hessian_product(self, theta: Tensor, *, residual_part: bool = False) -> Product:

@@ -64,7 +64,8 @@ class Entry:
     def defaults(self) -> dict[str, Any]:
         """Every setting that has a default; a list where a scalar is due stands for one row a value."""
         own = {k: f.default for k, f in self.settings.model_fields.items() if not f.is_required()}
-        return own | self.facts.get("grids", {})
+        grids: dict[str, Any] = self.facts.get("grids", {})
+        return own | grids
 
 
 REGISTRY: dict[Kind, dict[str, Entry]] = {"model": {}, "dataset": {}, "metric": {}}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from landscape_cli import config, engine, minima, network, stacks, store, training
 from landscape_cli.config import Run
@@ -19,22 +18,13 @@ def train(session: Session) -> dict[str, Record]:
 
     Each finished run is written at once: its minimum, then its record. Interrupted stacks go on from their last state.
     """
-    records = finished(session)
+    records = session.finished()
     todo = pending(session, records)
     session.watch("train", {"runs": len(session.runs), "done": len(records), "stacks": len(todo)})
     for stack in todo:
         _train_stack(session, stack)
-    records = finished(session)
+    records = session.finished()
     return {run.run_id: records[run.run_id] for run in session.runs}
-
-
-def finished(session: Session) -> dict[str, Record]:
-    """Records of the runs that are trained and whose minimum is there."""
-    if not session.folder.is_dir():
-        return {}
-    known = store.read_runs(session.folder, session.warnings)
-    wanted = {run.run_id for run in session.runs}
-    return {i: r for i, r in known.items() if i in wanted and (session.folder / r["minimum"]["file"]).is_file()}
 
 
 def pending(session: Session, records: dict[str, Record]) -> list[list[Run]]:
@@ -42,7 +32,7 @@ def pending(session: Session, records: dict[str, Record]) -> list[list[Run]]:
     return stacks.plan(
         session.folder,
         session.runs,
-        set(records),
+        {run_id: record["stack"] for run_id, record in records.items()},
         lambda run: session.module(run.settings),
         lambda run: len(session.data(run.settings).y_train),
     )
@@ -120,6 +110,7 @@ def _record(
         "stack_size": size,
         "message": outcome.message,
         "minimum": {"file": f"minima/{run.run_id}.safetensors"},
+        "data": session.data_hash(run.settings),
         "history": state.history[outcome.row],
     }
 

@@ -113,7 +113,7 @@ def _conv_gradients(layer: nn.Conv1d | nn.Conv2d, x: Tensor, delta: Tensor) -> t
 def fisher_traces(at: Objective, theta: Tensor, chunk: int = 2**22) -> Tensor:
     """Trace of the true Fisher information for each parameter tensor, (K, tensors) in float64, exact.
 
-    tr F = (1/n) sum_i |R_i J_i|^2 with R_i = diag(sqrt p_i)(I - 1 p_i^T): C backward passes that share one forward pass.
+    tr F = (1/n) sum_i |R_i J_i|^2, R_i = diag(sqrt p_i)(I - 1 p_i^T): C backward passes that share one forward pass.
 
     Args:
         at: the objective.

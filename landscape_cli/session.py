@@ -53,6 +53,29 @@ class Session:
         compute = torch.bfloat16 if settings["precision"] == "bfloat16" else dtype(settings)
         return network.build(self.module(settings), self.data(settings).input_shape, compute)
 
+    def data_hash(self, settings: dict[str, Any]) -> str:
+        """Hash of the user's own data file, so that new data are new runs; empty for datasets without a file."""
+        path = settings["dataset"].get("path")
+        if path is None:
+            return ""
+        if not Path(path).is_file():
+            self.data(settings)  # says what is missing
+        return store.file_hash(Path(path))
+
+    def finished(self) -> dict[str, Record]:
+        """Records of the runs that are trained, on these very data, and whose minimum is there."""
+        if not self.folder.is_dir():
+            return {}
+        known = store.read_runs(self.folder, self.warnings)
+        hashes = {config.canonical(run.settings["dataset"]): self.data_hash(run.settings) for run in self.runs}
+        found = {}
+        for run in self.runs:
+            record = known.get(run.run_id)
+            same_data = record and record.get("data", "") == hashes[config.canonical(run.settings["dataset"])]
+            if record and same_data and (self.folder / record["minimum"]["file"]).is_file():
+                found[run.run_id] = record
+        return found
+
     @cached_property
     def groups(self) -> list[str]:
         """Names of the groups, in the order of the grid."""
@@ -87,7 +110,8 @@ def open_session(experiment: Experiment, results: Path, device: str = "auto", wa
     session = Session(experiment, config.expand(experiment), folder, engine.device(device))
     session.watch = watch or session.watch
     config.measurements(experiment)
-    for run in {stacks.shape_key(run): run for run in session.runs}.values():
+    records = session.finished()
+    for run in {stacks.shape_key(run): run for run in session.runs if run.run_id not in records}.values():
         n, batch = len(session.data(run.settings).y_train), run.settings["training"]["batch_size"]
         if batch != "full" and batch > n:
             raise Fault(f"training.batch_size: {batch} is more than the {n} training samples; `full` takes them all")

@@ -29,19 +29,24 @@ def shape_key(run: Run) -> str:
     return canonical(run.settings | {"training": training})
 
 
-def plan(folder: Path, runs: list[Run], done: set[str], module_of: Any, samples_of: Any) -> list[list[Run]]:
+def plan(folder: Path, runs: list[Run], done: dict[str, list[str]], module_of: Any, samples_of: Any) -> list[list[Run]]:
     """The stacks that are to be trained: those begun and not finished, then the other missing runs in order.
 
     Args:
         folder: the experiment's.
         runs: all runs of the config.
-        done: ids of finished runs.
+        done: id of each finished run -> ids of the stack in which it was trained.
         module_of: run -> its module, for its size.
         samples_of: run -> size of its training set.
     """
     known = {run.run_id: run for run in runs}
-    stacks = [[known[i] for i in ids] for ids in begun(folder) if set(ids) <= known.keys() and not set(ids) <= done]
-    taken = done | {run.run_id for stack in stacks for run in stack}
+
+    def goes_on(ids: list[str]) -> bool:
+        """All its runs are wanted, some are missing, and none was finished in another company meanwhile."""
+        return ids != [] and known.keys() >= set(ids) != done.keys() & ids and all(done.get(i, ids) == ids for i in ids)
+
+    stacks = [[known[i] for i in ids] for ids in begun(folder) if goes_on(ids)]
+    taken = done.keys() | {run.run_id for stack in stacks for run in stack}
     missing: dict[str, list[Run]] = {}
     for run in runs:
         if run.run_id not in taken:

@@ -123,16 +123,17 @@ def train(
 
     while state.active:
         epoch, first = divmod(state.step, per_epoch)
-        losses = gradient = None
+        stop, losses, gradient = common["stop"], None, None
+        due = first == 0 and (epoch % stop["check_every"] == 0 or epoch >= stop["max_epochs"])
         if free_check:
             losses, gradient = _full_gradient(network, state, buffers, data, piece)
-        elif first == 0 and epoch % common["stop"]["check_every"] == 0:
+        elif due:
             losses = _evaluate(network, state, buffers, data)
         if first == 0:
             yield from _snapshots(network, state, buffers, data, epoch, common["snapshots"])
-        if losses is not None and first == 0:
+        if losses is not None and due:
             book()
-            leaving = _leaving(state, losses, epoch, common["stop"])
+            leaving = _leaving(state, losses, epoch, stop)
             if leaving:
                 for i, (status, message) in leaving.items():
                     yield _outcome(network, state, buffers, data, i, epoch, status, message)
@@ -141,11 +142,10 @@ def train(
                 _keep(state, stay)
                 if not stay:
                     break
-        limit = common["stop"]["max_steps"]
+        limit = stop["max_steps"]
         if limit is not None and state.step >= limit:
-            losses = _evaluate(network, state, buffers, data)
-            for i in range(len(state.active)):
-                status, message = _verdict(float(losses[i]), common["stop"], "max_steps")
+            for i, loss in enumerate(_evaluate(network, state, buffers, data).tolist()):
+                status, message = _verdict(loss, stop, "max_steps")
                 yield _outcome(network, state, buffers, data, i, state.step / per_epoch, status, message)
             break
         if gradient is not None:
@@ -273,15 +273,15 @@ def _per_run(values: list[float], params: list[Tensor]) -> list[Any]:
 def _schedule(common: Settings, step: int, per_epoch: int, batch: int) -> float:
     """Factor on the learning rate at a step: scaling by batch size, warm-up, and the schedule over epochs."""
     ratio = batch / common["lr_base_batch"]
-    factor = {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[common["lr_scaling"]]
+    factor: float = {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[common["lr_scaling"]]
     epoch = step / per_epoch
-    warmup = common["warmup_epochs"]
+    warmup = float(common["warmup_epochs"])
     if epoch < warmup:
         return factor * (step + 1) / math.ceil(warmup * per_epoch)
     if common["schedule"] == "cosine":
-        return factor * (1 + math.cos(math.pi * min(1.0, epoch / common["stop"]["max_epochs"]))) / 2
+        return factor * (1 + math.cos(math.pi * min(1.0, epoch / float(common["stop"]["max_epochs"])))) / 2
     if common["schedule"] == "step":
-        return factor * float(common["decay"]) ** sum(epoch >= m for m in common["milestones"])
+        return factor * float(common["decay"]) ** sum(epoch >= float(m) for m in common["milestones"])
     return factor
 
 
@@ -300,9 +300,7 @@ def _leaving(state: State, losses: Tensor, epoch: int, stop: Settings) -> dict[i
         state.finite = {n: p.detach().clone() for n, p in state.params.items()}
     for i, (row, loss) in enumerate(zip(state.active, losses.tolist(), strict=True)):
         reached = stop["train_loss"] is not None and loss <= stop["train_loss"]
-        if not math.isfinite(loss):
-            leaving[i] = "diverged", f"training loss {loss} after epoch {epoch}: lower training.lr"
-        elif reached or epoch >= stop["max_epochs"]:
+        if reached or epoch >= stop["max_epochs"] or not math.isfinite(loss):
             leaving[i] = _verdict(loss, stop, "max_epochs")
         if (note or i in leaving) and math.isfinite(loss):
             for key, value in (("epoch", epoch), ("step", state.step), ("train_loss", loss)):
@@ -314,7 +312,10 @@ _NOTED = {round(10 * 1.05**k) for k in range(200)}  # epochs whose loss is kept 
 
 
 def _verdict(loss: float, stop: Settings, limit: str) -> tuple[str, str]:
+    """Status and message of a run that leaves with this loss."""
     goal = stop["train_loss"]
+    if not math.isfinite(loss):
+        return "diverged", f"training loss {loss}: lower training.lr"
     if goal is None or loss <= goal:
         return "ok", ""
     return (

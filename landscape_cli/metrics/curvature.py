@@ -33,7 +33,7 @@ def hessian_top(
     for rank in range(ritz.values.shape[1]):
         residual, value = ritz.residuals[:, rank] / scale, ritz.values[:, rank].clone()
         estimate = Estimate(value, torch.zeros_like(value), len(at.train.y), ritz.steps, residual)
-        why = f"relative residual above tolerance={tolerance:g} after {ritz.steps} products: raise max_steps ({max_steps})"
+        why = f"relative residual above tolerance={tolerance:g} after {ritz.steps} steps: raise max_steps ({max_steps})"
         estimate = estimate.not_converged(residual > tolerance, why)
         rows[f"rank={rank + 1}"] = estimate.undefined(value <= 0, "no positive curvature found")
     return rows["rank=1"] if k == 1 else rows
@@ -68,7 +68,7 @@ def hessian_trace(at: Point, *, probes: Annotated[int, Ge(8)] = 64, seed: Natura
 
 
 def _curvature_in_one_tensor(at: Point, product: object, rng: torch.Generator) -> Tensor:
-    """max |v^T (H - F) v| / |v|^2 over a few random v that live in one parameter tensor each: 0 if logits are affine."""
+    """max |v^T (H - F) v| / |v|^2 over a few random v, each in one parameter tensor: 0 if logits are affine in it."""
     assert callable(product)
     sizes = [t[0].numel() for t in at.train.like.values()]
     ends = torch.tensor(sizes).cumsum(0).tolist()

@@ -1,7 +1,7 @@
 """Minibatch gradients: how much minibatches disagree (METRICS section 2).
 
-Every metric here is a function of the Gram matrix <g_a, g_b> of the gradients of disjoint minibatches, which all share.
-The training set is the population: a standard error is that of the random choice of minibatches, from independent draws.
+Each is a function of the Gram matrix <g_a, g_b> of the gradients of disjoint minibatches, which they share.
+The training set is the population: a standard error is that of the choice of minibatches, from independent draws.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _gram(at: Point, m: int, minibatches: int, partitions: int, seed: int) -> tu
 
 
 def _size_checked(at: Point, m: int, estimate: Estimate) -> Estimate:
-    """A warning where the rest of the set is no stand-in for fresh data, m > n / 10 (at G = 0, E cos = -m / (n - m))."""
+    """A warning where the rest of the set is no stand-in for fresh data, m > n / 10: E cos = -m / (n - m) at G = 0."""
     n = len(at.train.y)
     if m > n / 10:
         estimate.message = [

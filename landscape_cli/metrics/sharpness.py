@@ -50,7 +50,7 @@ def keskar_sharpness(
 
 
 def _climb_in_box(at: Point, k: int, eps: float, limit: int, converge: bool) -> tuple[float, int, float]:
-    """Largest loss found in the box around minimum k, iterations, and the projected gradient relative to the gradient."""
+    """Largest loss found in the box around minimum k, iterations, and the projected gradient over the gradient."""
     from scipy.optimize import fmin_l_bfgs_b  # `minimize` converts the bounds twice, in Python
 
     alone, theta = at.train.alone(k), at.theta[k : k + 1]
@@ -62,7 +62,7 @@ def _climb_in_box(at: Point, k: int, eps: float, limit: int, converge: bool) -> 
 
     width = (eps * (theta[0].double().abs() + 1)).cpu().numpy()
     exact = {"factr": 1.0, "pgtol": 0.0} if converge else {}
-    bounds = np.stack([-width, width], 1)
+    bounds = list(zip((-width).tolist(), width.tolist(), strict=True))  # scipy loops over them, faster so
     z, lowest, info = fmin_l_bfgs_b(
         minus_loss, np.zeros_like(width), bounds=bounds, maxiter=limit, maxfun=20 * limit, **exact
     )

@@ -1,0 +1,198 @@
+"""Layers on a stack: what each does with K sets of weights at once, and how a pass is told what to do.
+
+A layer's function takes the module (for its settings), its own parameters and buffers, x of shape (K, B, ...), the
+pass, and its name; it returns (K, B, ...).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Params = dict[str, Tensor]  # name as in state_dict -> (K, *shape)
+
+
+@dataclass
+class Tap:
+    """What a layer with parameters saw in one pass: enough for per-sample gradients."""
+
+    name: str
+    layer: nn.Module
+    x: Tensor  # its input (K, B, ...), out of the graph: what is made of it must not keep the activations
+    out: Tensor  # its output, in the graph
+
+
+@dataclass
+class Pass:
+    """How one forward pass is to treat what depends on the mode.
+
+    Args:
+        batchnorm: `fixed` uses the buffers; `batch` the statistics of this batch; `collect` does so too, and
+            stores them (mean and biased variance) in `statistics`, which makes a full-set pass exact.
+        generators: one per run, for dropout; None switches dropout off.
+        taps: filled with one Tap a layer with parameters, in order, if not None.
+        statistics: see `collect`.
+    """
+
+    batchnorm: Literal["fixed", "batch", "collect"] = "fixed"
+    generators: list[torch.Generator] | None = None
+    taps: list[Tap] | None = None
+    statistics: Params = field(default_factory=dict)
+
+
+class _Dense(torch.autograd.Function):
+    """x W^T + b for a stack. Its slopes are ordered so that no product has a narrow last axis, which costs 4 times."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, W)
+        return torch.bmm(x, W.mT) if b is None else torch.baddbmm(b[:, None], x, W.mT)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        (g,), (x, W), need = slopes, ctx.saved_tensors, ctx.needs_input_grad
+        return (
+            torch.bmm(g, W) if need[0] else None,
+            torch.bmm(g.mT, x) if need[1] else None,
+            g.sum(1) if need[2] else None,
+        )
+
+
+def _linear(layer: Any, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:
+    shape = x.shape
+    x = x if x.dim() == 3 else x.flatten(1, -2)
+    out: Tensor = _Dense.apply(x, own["weight"], own.get("bias"))
+    wide: Tensor = out if len(shape) == 3 else out.unflatten(1, shape[1:-1])
+    return wide
+
+
+def _conv(layer: Any, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:
+    W, K = own["weight"], len(own["weight"])
+    convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[W.dim() - 1]
+    bias = own["bias"].flatten() if "bias" in own else None
+    at = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+    if x.stride(0) == 0 and layer.groups == 1:
+        out = convolve(x[0], W.flatten(0, 1), bias, **at)
+    else:
+        out = convolve(_join(x), W.flatten(0, 1), bias, groups=K * layer.groups, **at)
+    return _split(out, K)
+
+
+def _batchnorm(layer: Any, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:
+    over = [1, *range(3, x.dim())]
+    as_channels = (slice(None), None, slice(None), *[None] * (x.dim() - 3))
+    if how.batchnorm == "fixed" and layer.track_running_stats:
+        mean, var = own["running_mean"], own["running_var"]
+    else:
+        mean, var = x.mean(over), x.var(over, unbiased=False)
+    if how.batchnorm == "collect" and layer.track_running_stats:
+        how.statistics |= {f"{name}.running_mean": mean, f"{name}.running_var": var}
+    scale = (var + layer.eps).rsqrt()
+    if "weight" in own:
+        scale = scale * own["weight"]
+    shift = own["bias"] - mean * scale if "bias" in own else -mean * scale
+    return x * scale[as_channels] + shift[as_channels]
+
+
+def _dropout(layer: Any, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:
+    if how.generators is None or layer.p == 0:
+        return x
+    draws = [torch.rand(x.shape[1:], generator=g, dtype=x.dtype) for g in how.generators]
+    share = float(layer.p)
+    return x * (torch.stack(draws).to(x.device) >= share) / (1 - share)
+
+
+def _flatten(layer: Any, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:
+    return _flatten_call(x, layer.start_dim, layer.end_dim)
+
+
+def _unflatten(layer: Any, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:
+    out: Tensor = x.unflatten(_shift(layer.dim), layer.unflattened_size)
+    return out
+
+
+def _elementwise(layer: Any, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:
+    out: Tensor = layer(x)
+    return out
+
+
+def _pool(layer: Any, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:
+    return _split(layer(_join(x)), len(x))
+
+
+def _join(x: Tensor) -> Tensor:
+    """(K, B, C, ...) -> (B, K C, ...): runs become groups of channels."""
+    return x.transpose(0, 1).flatten(1, 2)
+
+
+def _split(x: Tensor, K: int) -> Tensor:
+    """(B, K C, ...) -> (K, B, C, ...), a view."""
+    out: Tensor = x.unflatten(1, (K, -1))
+    return out.transpose(0, 1)
+
+
+def _flatten_call(x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+    return x.flatten(_shift(start_dim), _shift(end_dim))
+
+
+def _shift(dim: int) -> int:
+    """A dimension of one run's activation, as one of the stack's."""
+    return dim + 1 if dim >= 0 else dim
+
+
+def _cat(tensors: list[Tensor], dim: int = 0) -> Tensor:
+    return torch.cat(tensors, _shift(dim))
+
+
+def _mean(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    return x.mean([_shift(d) for d in (dim if isinstance(dim, list | tuple) else [dim])], keepdim)
+
+
+def _pooled(pool: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda x, *a, **k: _split(pool(_join(x), *a, **k), len(x))
+
+
+Layer = Callable[[Any, Params, Tensor, Pass, str], Tensor]
+POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
+PIECEWISE = (nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.Hardtanh, nn.Identity)
+SMOOTH_LAYERS = (nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.SELU, nn.CELU, nn.Softplus, nn.Softsign, nn.Mish)
+LAYERS: dict[type[nn.Module], Layer] = {
+    nn.Linear: _linear,
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d), _conv),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), _batchnorm),
+    nn.Dropout: _dropout,
+    **dict.fromkeys(POOLS, _pool),
+    **dict.fromkeys((*PIECEWISE, *SMOOTH_LAYERS), _elementwise),
+    nn.Flatten: _flatten,
+    nn.Unflatten: _unflatten,
+}
+SMOOTH_FUNCTIONS = (torch.tanh, torch.sigmoid, F.gelu, F.silu, F.elu, F.softplus, F.tanh, F.sigmoid)
+PRODUCTS = (operator.mul, torch.mul)
+FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    **{f: f for f in (operator.add, operator.sub, torch.add, torch.sub, *PRODUCTS, operator.neg)},
+    **{f: f for f in (F.relu, torch.relu, F.leaky_relu, *SMOOTH_FUNCTIONS)},
+    operator.iadd: operator.add,
+    torch.flatten: _flatten_call,
+    torch.cat: _cat,
+    torch.mean: _mean,
+    **{f: _pooled(f) for f in (F.max_pool1d, F.max_pool2d, F.avg_pool1d, F.avg_pool2d)},
+    **{f: _pooled(f) for f in (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d)},
+}
+METHODS: dict[str, Callable[..., Any]] = {
+    "flatten": _flatten_call,
+    "mean": _mean,
+    "add": torch.add,
+    "add_": torch.add,
+    "relu": torch.relu,
+    "relu_": torch.relu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "contiguous": lambda x: x,
+}
+SMOOTH = {*SMOOTH_LAYERS, *SMOOTH_FUNCTIONS, "tanh", "sigmoid"}
