@@ -78,10 +78,9 @@ def load(spec: dict[str, Any]) -> Data:
     x_train, x_test = x_train.astype(np.float32), x_test.astype(np.float32)
     if spec["standardize"]:
         x_train, x_test = _standardize(x_train, x_test)
-    x, y = (
-        [torch.from_numpy(np.ascontiguousarray(a)) for a in pair] for pair in ((x_train, x_test), (y_train, y_test))
-    )
-    return Data(x[0], y[0].long(), x[1], y[1].long(), num_classes)
+    arrays = (x_train, y_train, x_test, y_test)
+    x, y, x_, y_ = (torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)
+    return Data(x, y.long(), x_, y_.long(), num_classes)
 
 
 def _check(name: str, *arrays: np.ndarray[Any, Any]) -> None:
@@ -214,7 +213,7 @@ def npz(*, path: str) -> Arrays:
             missing = [n for n in names if n not in arrays]
             if missing:
                 raise Fault(f"dataset.path: {path}: lacks {', '.join(missing)}; it holds {', '.join(arrays)}")
-            return tuple(arrays[n] for n in names)  # type: ignore[return-value]
+            return tuple(arrays[n] for n in names)
     except Fault:
         raise
     except (ValueError, OSError, EOFError, pickle.UnpicklingError, BadZipFile) as error:

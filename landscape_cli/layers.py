@@ -97,7 +97,8 @@ def _batchnorm(layer: Any, own: Params, x: Tensor, how: Pass, name: str) -> Tens
     if "weight" in own:
         scale = scale * own["weight"]
     shift = own["bias"] - mean * scale if "bias" in own else -mean * scale
-    return x * scale[as_channels] + shift[as_channels]
+    out: Tensor = x * scale[as_channels] + shift[as_channels]
+    return out
 
 
 def _dropout(layer: Any, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:

@@ -63,7 +63,7 @@ def tapped(network: Network, params: Params, buffers: Params, x: Tensor) -> tupl
 
 def backward(logits: Tensor, taps: list[Tap], cotangent: Tensor, *, keep: bool = False) -> tuple[Tensor, ...]:
     """Slopes delta (K, B, ...) at every layer's output; samples do not mix in evaluation mode."""
-    return torch.autograd.grad(logits, [t.out for t in taps], cotangent.to(logits.dtype), retain_graph=keep)
+    return torch.autograd.grad(logits, [t.out for t in taps], cotangent.detach().to(logits.dtype), retain_graph=keep)
 
 
 def layer_gradients(
@@ -139,8 +139,8 @@ def fisher_traces(at: Objective, theta: Tensor, chunk: int = 2**22) -> Tensor:
         for tap, own in zip(taps, sums, strict=True):
             if is_dense(tap):
                 own[0] = own[0] * torch.linalg.vector_norm(tap.x, dim=2).square()
-            for (short, _), norms in zip(tap.layer.named_parameters(), own, strict=True):
-                total[:, names.index(f"{tap.name}.{short}")] += torch.as_tensor(norms).double().sum(1)
+            for (short, _), summed in zip(tap.layer.named_parameters(), own, strict=True):
+                total[:, names.index(f"{tap.name}.{short}")] += torch.as_tensor(summed).double().sum(1)
     return total / len(at.y)
 
 

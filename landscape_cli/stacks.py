@@ -113,7 +113,7 @@ def load(folder: Path, stack: list[Run], order: list[str], device: torch.device,
         if hashlib.sha256(path.read_bytes()).hexdigest()[:16] != path.stem.rsplit("-", 1)[1]:
             warnings.append(f"{path}: damaged (its hash differs); going on from the state before it")
             continue
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["state"])
             groups: dict[str, Params] = {}
             for name in file.keys():  # noqa: SIM118  # not a dict
