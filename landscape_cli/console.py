@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,8 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from landscape_cli.training import State
 
 EVERY = 60.0  # seconds between two lines of progress where there is no terminal
 
@@ -70,7 +73,7 @@ def number(value: Any, digits: int = 3) -> str:
 class Progress:
     """Receives events of the pipeline; one live line on a terminal, else one line a minute.
 
-    Events: train {runs, done, stacks}, step {stack, state}, run {record}, measure {cells}, metric {metric},
+    Events: train {runs, done, stacks}, stack {stack}, step {stack, state}, run {record}, measure {cells}, metric {metric},
     cell {metric, runs}, draw {}.
     """
 
@@ -80,6 +83,7 @@ class Progress:
         self.start = self.printed = self.drawn = time.monotonic()
         self.runs = self.runs_done = self.cells = self.cells_done = 0
         self.began = self.start
+        self.since = (2**62, 0.0)  # step and time at which the present stack was first seen
         self.line = ""
 
     def __enter__(self) -> Progress:
@@ -91,6 +95,10 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def pause(self) -> float:
+        """Seconds between two lines."""
+        return 0.1 if self.live else EVERY
+
     def stop(self) -> None:
         """Clear the live line."""
         if self.live:
@@ -99,10 +107,15 @@ class Progress:
 
     def __call__(self, event: str, facts: dict[str, Any]) -> None:
         """Note an event, and say where things stand."""
+        now = time.monotonic()
+        if event == "step" and (self.quiet or now - (self.drawn if self.live else self.printed) < self.pause()):
+            return  # thousands come each second
         if event == "train":
             self.runs, self.runs_done, self.began = facts["runs"], facts["done"], time.monotonic()
         elif event == "run":
-            self.runs_done += 1
+            self.runs_done = min(self.runs, self.runs_done + 1)
+        elif event == "stack":
+            self.since = (2**62, 0.0)
         elif event == "step":
             self.line = self._training(facts)
         elif event == "measure":
@@ -120,7 +133,21 @@ class Progress:
         losses = [h["train_loss"][-1] for h in state.history if h["train_loss"]]
         loss = f"  loss {max(losses):.3g}" if losses else ""
         group = safe(stack[0].group)
-        return f"training {group}  {self.runs_done}/{self.runs} runs  step {state.step}{loss}  {_clock(self.start)}"
+        left = self._training_left(stack[0].settings["training"]["stop"]["train_loss"], state)
+        return (
+            f"training {group}  {self.runs_done}/{self.runs} runs  step {state.step}{loss}{left}  {_clock(self.start)}"
+        )
+
+    def _training_left(self, goal: float | None, state: State) -> str:
+        """Time until the slowest run of the stack reaches its goal, on the line through its curve in log-log."""
+        now = time.monotonic()
+        if state.step < self.since[0]:
+            self.since = (state.step, now)
+        rate = (now - self.since[1]) / max(1, state.step - self.since[0])
+        ends = [_forecast(state.history[row], goal) for row in state.active] if goal else []
+        if not ends or None in ends:
+            return ""
+        return f"  about {max(0.0, max(e for e in ends if e) - state.step) * rate:.0f} s left for these"
 
     def _left(self) -> str:
         if not self.cells_done:
@@ -139,6 +166,16 @@ class Progress:
         elif now - self.printed > EVERY:
             self.printed = now
             self.console.print(Text(self.line), soft_wrap=True)
+
+
+def _forecast(history: dict[str, list[float]], goal: float) -> float | None:
+    """Step at which a loss that falls as a power of the step will be at the goal; None while it is too early to say."""
+    points = [(s, x) for s, x in zip(history["step"], history["train_loss"], strict=True) if s > 0 and x > 0]
+    early = [(s, x) for s, x in points if s * 1.5 <= points[-1][0] and x > points[-1][1]]
+    if not early or len(points) < 5:
+        return None
+    (s0, x0), (s1, x1) = early[-1], points[-1]
+    return float(s1 * (x1 / goal) ** (math.log(s1 / s0) / math.log(x0 / x1)))
 
 
 def _clock(start: float) -> str:
@@ -277,7 +314,7 @@ def origins(values: list[tuple[str, Any, str]]) -> None:
     """Each setting of a config, its value and where that comes from."""
     view = _table("setting", "value", "from")
     for key, value, origin in values:
-        _add(view, [key, json.dumps(value, default=str), origin], "dim" if origin == "default" else "")
+        _add(view, [key, json.dumps(value, default=str), Path(origin).name], "dim" if origin == "default" else "")
     _out().print(view)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -234,8 +233,8 @@ def _time_left(session: Session, records: dict[str, Record], todo: list[list[con
 
 def as_json(table: DataFrame) -> list[dict[str, Any]]:
     """Rows of a table as JSON values, missing ones null."""
-    rows: list[dict[str, Any]] = json.loads(table.to_json(orient="records", double_precision=15))
-    return rows
+    rows = table.astype(object).to_dict("records")  # to_json would round to 15 decimals
+    return [{str(k): None if v is None or v != v else v for k, v in row.items()} for row in rows]
 
 
 def outcome(session: Session) -> tuple[DataFrame, list[str]]:

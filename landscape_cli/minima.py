@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from landscape_cli.errors import Fault
 from landscape_cli.network import Params
 
-FORMAT = "1"
+FORMAT = 1
 INITIAL = "initial/"  # prefix of the parameters before training
 NESTED = ("state_dict", "model_state_dict", "model")
 WRAPPED = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before a name
@@ -36,7 +37,10 @@ def to_bytes(minimum: Minimum) -> bytes:
 
     tensors = minimum.params | minimum.buffers
     tensors |= {INITIAL + n: t for n, t in (minimum.initial or {}).items()}
-    text = {"format": FORMAT, "landscape": json.dumps(minimum.metadata, sort_keys=True)}
+    about = json.dumps({"format": FORMAT, **minimum.metadata}, sort_keys=True)
+    text = {
+        "landscape": about
+    }  # one entry: safetensors writes several in random order, and equal minima are equal files
     return save({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, text)
 
 
@@ -92,30 +96,31 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         found = json.loads(about.get("landscape", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise Fault(f"{path}: not a readable safetensors file ({error})") from error
-    if found and about.get("format") != FORMAT:
-        raise Fault(f"{path}: written by another version (format {about.get('format')}, this one reads {FORMAT})")
-    return state, found if isinstance(found, dict) else {}
+    found = found if isinstance(found, dict) else {}
+    if found and found.pop("format", None) != FORMAT:
+        raise Fault(f"{path}: written by another version; this one reads format {FORMAT}")
+    return state, found
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     """A state dict from torch.save; weights_only, so that nothing in the file is executed."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what PyTorch says of old pickles is said below
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         why = "it holds more than plain tensors, and loading it would execute code: save model.state_dict() instead"
         raise Fault(f"{path}: not loaded, {why}") from error
     except Exception as error:
-        raise Fault(
-            f"{path}: not a readable checkpoint ({type(error).__name__}: {str(error).splitlines()[0]})"
-        ) from error
+        said = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        raise Fault(f"{path}: not a readable checkpoint ({said})") from error
     for key in NESTED:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()) or not state:
         raise Fault(f"{path}: holds no state dict: save model.state_dict(), alone or under one of {', '.join(NESTED)}")
-    for prefix in WRAPPED:
-        if all(n.startswith(prefix) for n in state):
-            state = {n.removeprefix(prefix): t for n, t in state.items()}
+    while prefix := next((p for p in WRAPPED if all(str(n).startswith(p) for n in state)), ""):
+        state = {n.removeprefix(prefix): t for n, t in state.items()}
     return state
 
 

@@ -24,6 +24,9 @@ def train(session: Session) -> dict[str, Record]:
     for stack in todo:
         _train_stack(session, stack)
     records = session.finished()
+    for ids in list(stacks.begun(session.folder)):
+        if set(ids) <= records.keys():  # stopped after its last run was written and before it was cleaned up
+            stacks.forget(session.folder, stacks.name_of(ids))
     return {run.run_id: records[run.run_id] for run in session.runs}
 
 
@@ -43,6 +46,7 @@ def _train_stack(session: Session, stack: list[Run]) -> None:
     data, net = session.data(settings), session.network(settings)
     params, buffers = network.stack([session.module(settings, seed) for seed in seeds])
     stacks.start(session.folder, stack)
+    session.watch("stack", {"stack": stack})
     own = [run.settings["training"] for run in stack]
     state = stacks.load(session.folder, stack, list(params), session.device, session.warnings)
     state = state or training.begin(params, own[0])
@@ -120,8 +124,7 @@ def forget(session: Session) -> None:
     ids = {run.run_id for run in session.runs}
     for stack in list(stacks.begun(session.folder)):
         if ids & set(stack):
-            for path in (session.folder / "stacks").glob(f"{config.digest(stack, 12)}*"):
-                path.unlink(missing_ok=True)
+            stacks.forget(session.folder, stacks.name_of(stack))
     for run_id in ids:
         for path in [
             session.folder / "runs" / f"{run_id}.json",

@@ -65,7 +65,12 @@ def _size(run: Run, module: nn.Module, samples: int) -> int:
 
 def identity(stack: list[Run]) -> str:
     """Name of a stack's files."""
-    return digest([run.run_id for run in stack], 12)
+    return name_of([run.run_id for run in stack])
+
+
+def name_of(run_ids: list[str]) -> str:
+    """Name of a stack's files, from its members."""
+    return digest(run_ids, 12)
 
 
 def begun(folder: Path) -> Iterator[list[str]]:
@@ -86,7 +91,12 @@ def start(folder: Path, stack: list[Run]) -> None:
 
 def finish(folder: Path, stack: list[Run]) -> None:
     """Remove the stack's files; its runs are all recorded."""
-    for path in (folder / "stacks").glob(f"{identity(stack)}*"):
+    forget(folder, identity(stack))
+
+
+def forget(folder: Path, name: str) -> None:
+    """Remove the saved states of a stack, then the note of who is in it."""
+    for path in [*sorted((folder / "stacks").glob(f"{name}-*")), folder / "stacks" / f"{name}.json"]:
         path.unlink(missing_ok=True)
 
 

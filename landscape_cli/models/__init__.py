@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -26,15 +27,16 @@ def build_module(spec: dict[str, Any], input_shape: tuple[int, ...], num_classes
     """
     entry = REGISTRY["model"][spec["name"]]
     settings = {k: v for k, v in spec.items() if k != "name"}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module: nn.Module = entry.function(input_shape, num_classes, **settings)
     try:
-        with torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # layers of size 0, which then fail
+            torch.manual_seed(seed)
+            module: nn.Module = entry.function(input_shape, num_classes, **settings)
             logits = module.eval()(torch.zeros(2, *input_shape, dtype=next(module.parameters()).dtype))
     except Exception as error:
+        said = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         shape = tuple(input_shape)
-        raise Fault(f"model.name: {spec['name']!r} does not take inputs of shape {shape}: {error}") from error
+        raise Fault(f"model.name: {spec['name']!r} does not take inputs of shape {shape} ({said})") from error
     if logits.shape != (2, num_classes):
         raise Fault(
             f"model.name: {spec['name']!r} gives {tuple(logits.shape[1:])} values a sample, {num_classes} are due"
