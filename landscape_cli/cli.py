@@ -247,7 +247,7 @@ def _read_for(
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{checkpoints[0].stem}.yaml"
-        path.write_text(json_module.dumps({"name": "checkpoints", **about["settings"]}))
+        path.write_text(json_module.dumps({"name": about["run_id"], **about["settings"]}))
         return _read(str(path), sets, plugin, seeds)
 
 

@@ -73,8 +73,8 @@ def number(value: Any, digits: int = 3) -> str:
 class Progress:
     """Receives events of the pipeline; one live line on a terminal, else one line a minute.
 
-    Events: train {runs, done, stacks}, stack {stack}, step {stack, state}, run {record}, measure {cells}, metric {metric},
-    cell {metric, runs}, draw {}.
+    Events: train {runs, done, stacks}, stack {stack}, step {stack, state}, run {record}, measure {cells},
+    metric {metric}, cell {metric, runs}, draw {}.
     """
 
     def __init__(self, quiet: bool = False) -> None:

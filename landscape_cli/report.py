@@ -98,7 +98,8 @@ def accuracy_sentence(runs: DataFrame, groups: list[str]) -> str:
         values = ok["test_accuracy"].dropna().to_numpy(dtype=np.float64) * 100
         mean, low, high = t_interval(values)
         if len(values) > 1:
-            said.append(f"{group} {mean:.1f} % (95 % interval {low:.1f} to {high:.1f}, {len(values)} runs)")
+            interval = f"{max(0, low):.1f} to {min(100, high):.1f}"
+            said.append(f"{group} {mean:.1f} % (95 % interval {interval}, {len(values)} runs)")
         elif len(values) == 1:
             said.append(f"{group} {mean:.1f} % (a single run)")
     return f"Test accuracy: {listed(said)}." if said else "No run has a test accuracy."

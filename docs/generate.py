@@ -1,0 +1,146 @@
+"""Writes docs/metrics.md and docs/commands.md from the code; `--check` fails if they are not what it would write."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+from typing import get_type_hints
+
+from typer.models import ArgumentInfo, OptionInfo
+
+from landscape_cli import cli, registry
+
+HERE = Path(__file__).parent
+NOTE = "<!-- Made by `python docs/generate.py`. Do not edit: change the docstrings in landscape_cli. -->\n"
+FAMILIES = {
+    "prediction": "What the network predicts",
+    "gradients": "How much minibatches disagree",
+    "curvature": "Curvature of the training loss",
+    "sharpness": "Rise of the loss around the minimum",
+    "norms": "Norms, the baselines",
+}
+INVARIANCE = {
+    "output": "a function of the network's outputs alone: any change of the parameters that keeps those keeps it",
+    "permutation": "reordering hidden units",
+    "global": "multiplying all parameters of a homogeneous network by one number",
+    "scale": "multiplying one layer by a number and dividing the next by it",
+    "filter": "the same, one filter (neuron) at a time",
+    "smooth": "any smooth change of coordinates of parameter space",
+    "none": "nothing",
+}
+
+
+def metrics_page() -> str:
+    """The reference of all metrics that come with the package, by family, in table order."""
+    out = [NOTE, "# Metrics\n", *_preamble()]
+    for family, title in FAMILIES.items():
+        out.append(f"## {title}\n")
+        out += [_metric(e) for e in registry.REGISTRY["metric"].values() if _family(e) == family]
+    return "\n".join(out)
+
+
+def _preamble() -> list[str]:
+    lines = [
+        "All are taken at a minimum in evaluation mode (dropout off, BatchNorm on the statistics of the training set),",
+        "on the training loss unless their name says otherwise. A value comes with its standard error, 0 where it is",
+        "exact, and a status: `ok`, `not_converged`, `undefined`, `unresolved` (below floating-point resolution) or",
+        "`failed`. Settings are keys in YAML: `metrics: [{regret: {minibatch_size: [1, 10]}}]`; a list where one value",
+        "is due gives one row a value. K is the number of minima that are measured together.\n",
+        "What a metric claims to survive (`invariant`):\n",
+    ]
+    return [*lines, *(f"- `{name}`: {text}" for name, text in INVARIANCE.items()), ""]
+
+
+def _family(entry: registry.Entry) -> str:
+    package, _, family = entry.function.__module__.rpartition(".")
+    return family if package == "landscape_cli.metrics" else ""
+
+
+def _metric(entry: registry.Entry) -> str:
+    head, _, rest = (inspect.getdoc(entry.function) or "").partition("\n")
+    settings = ", ".join(f"`{k}: {_yaml(v)}`" for k, v in entry.defaults.items()) or "none"
+    default = "yes" if entry.facts["default"] else "only by name, or with `metrics: all`"
+    facts = [
+        f"- settings and defaults: {settings}",
+        f"- invariant: {', '.join(f'`{i}`' for i in entry.facts['invariant'].split(','))}",
+        f"- measured by default: {default}",
+        f"- source: {entry.facts['source']}",
+    ]
+    body = f"\n```text\n{rest.strip(chr(10))}\n```\n" if rest.strip() else ""
+    return f"### {entry.name}\n\n{head}\n{body}\n" + "\n".join(facts) + "\n"
+
+
+def _yaml(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_yaml, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def commands_page() -> str:
+    """The reference of all commands, from the same declarations as `--help` (whose layout changes with its library)."""
+    out = [NOTE, "# Commands\n", "`landscape COMMAND --help` says the same in the terminal.\n"]
+    for info in cli.app.registered_commands:
+        assert info.callback is not None
+        out.append(_command(info.name or info.callback.__name__, info.callback))
+    return "\n".join(out)
+
+
+def _command(name: str, function: cli.Command) -> str:
+    hints = get_type_hints(function, vars(cli), include_extras=True)
+    arguments, options = [], []
+    for parameter in inspect.signature(function).parameters.values():
+        hint = hints[parameter.name]
+        about = next(a for a in hint.__metadata__ if isinstance(a, (OptionInfo, ArgumentInfo)))
+        needed = parameter.default is parameter.empty
+        if isinstance(about, ArgumentInfo):
+            word = about.metavar or parameter.name.upper()
+            arguments.append(word if needed else f"[{word}]")
+        else:
+            options.append(_option(about, hint.__origin__, parameter.default))
+    examples = [line.strip() for line in (inspect.getdoc(function) or "").splitlines() if line.startswith("Example: ")]
+    text = [line for line in (inspect.getdoc(function) or "").splitlines() if not line.startswith("Example: ")]
+    shell = "\n".join([f"landscape {name} {' '.join([*arguments, '[OPTIONS]'])}", *(e[9:] for e in examples)])
+    table = ["| option | meaning |", "|---|---|", *options]
+    return f"## {name}\n\n" + "\n".join(text).strip() + f"\n\n```sh\n{shell}\n```\n\n" + "\n".join(table) + "\n"
+
+
+def _option(about: OptionInfo, kind: object, default: object) -> str:
+    word = about.metavar or {bool: "", int: "N"}.get(_plain(kind), "|".join(_choices(kind)) or "TEXT")  # type: ignore[call-overload]
+    names = [
+        n for n in (about.default, *(about.param_decls or ())) if isinstance(n, str)
+    ]  # typer keeps the first apart
+    flag = " ".join(filter(None, [*names, word])).replace("|", "\\|")
+    shown = "" if default in (None, False) else f" Default: `{default}`."
+    return f"| `{flag}` | {about.help}{shown} |"
+
+
+def _plain(kind: object) -> object:
+    inner = [a for a in getattr(kind, "__args__", ()) if a is not type(None)]
+    return inner[0] if inner and getattr(kind, "__origin__", None) is None else kind
+
+
+def _choices(kind: object) -> list[str]:
+    return [str(a) for a in getattr(kind, "__args__", ()) if isinstance(a, str)]
+
+
+PAGES = {"metrics.md": metrics_page, "commands.md": commands_page}
+
+
+def main() -> int:
+    """Write the pages, or compare them; the exit code."""
+    registry.load_plugins([])
+    stale = []
+    for name, page in PAGES.items():
+        path, text = HERE / name, page()
+        if "--check" not in sys.argv[1:]:
+            path.write_text(text, "utf-8")
+        elif not path.is_file() or path.read_text("utf-8") != text:
+            stale.append(name)
+    for name in stale:
+        print(f"docs/{name}: not what the code says: run `python docs/generate.py`", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
