@@ -86,7 +86,7 @@ def load(spec: dict[str, Any]) -> Data:
 def _check(name: str, *arrays: np.ndarray[Any, Any]) -> None:
     x_train, y_train, x_test, y_test = arrays
     for split, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
-        if len(x) == 0:
+        if x.ndim == 0 or len(x) == 0:
             raise Fault(f"dataset {name!r}: x_{split} is empty")
         if y.ndim != 1 or len(x) != len(y):
             raise Fault(
@@ -96,8 +96,16 @@ def _check(name: str, *arrays: np.ndarray[Any, Any]) -> None:
             raise Fault(
                 f"dataset {name!r}: y_{split} must hold class numbers 0, 1, ..., it holds {y.dtype} from {y.min()}"
             )
-        if not (np.issubdtype(x.dtype, np.number) and np.isfinite(x).all()):
-            raise Fault(f"dataset {name!r}: x_{split} must hold finite numbers, it is {x.dtype} with NaN or Inf")
+        if y.max() >= len(x_train):
+            raise Fault(
+                f"dataset {name!r}: y_{split} holds class {y.max()}, there are {len(x_train)} training samples: "
+                "number the classes 0, 1, ..."
+            )
+        if x.dtype.kind not in "fiub" or not (np.abs(x) <= np.finfo(np.float32).max).all():  # also NaN
+            raise Fault(
+                f"dataset {name!r}: x_{split} must hold finite real numbers, it is {x.dtype}"
+                + (" with NaN, Inf or numbers beyond float32" if x.dtype.kind == "f" else "")
+            )
     if x_train.shape[1:] != x_test.shape[1:]:
         raise Fault(f"dataset {name!r}: samples of x_train {x_train.shape[1:]} and x_test {x_test.shape[1:]} differ")
 
@@ -216,5 +224,5 @@ def npz(*, path: str) -> Arrays:
             return tuple(arrays[n] for n in names)
     except Fault:
         raise
-    except (ValueError, OSError, EOFError, pickle.UnpicklingError, BadZipFile) as error:
+    except (TypeError, ValueError, OSError, EOFError, pickle.UnpicklingError, BadZipFile) as error:
         raise Fault(f"dataset.path: {path}: not a readable .npz file of plain arrays ({error})") from error

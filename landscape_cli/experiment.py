@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ def writing(session: Session, wait: bool = False) -> Iterator[None]:
         store.write(session.folder / "experiment.yaml", config.dump(session.experiment).encode())
         try:
             yield
+            engine.check()  # a signal that came with the last figures
         finally:
             if session.folder.is_dir():
                 store.manifest(session.folder, sys.argv, started, engine.facts(session.device))
@@ -140,7 +142,8 @@ def measure_checkpoints(
     with writing(session):
         records = {}
         for path, minimum in loaded.items():
-            data = minima.to_bytes(minimum)
+            own_data = {"data": session.data_hash(settings)}  # other data, other name: its cells are no longer true
+            data = minima.to_bytes(replace(minimum, metadata=minimum.metadata | own_data))
             sha = hashlib.sha256(data).hexdigest()
             stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in path.stem).strip("-._")[:50] or "checkpoint"
             run_id = f"{stem}-{sha[:8]}"

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from landscape_cli.errors import Fault
 from landscape_cli.layers import FUNCTIONS, LAYERS, METHODS, PRODUCTS, SMOOTH, Params, Pass, Tap
 
 
@@ -83,22 +85,37 @@ def build(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype = 
         module: any network that maps (B, *input_shape) to logits (B, C).
         input_shape: shape of one sample.
         dtype: of the forward pass; bfloat16 keeps parameters and logits in their own type.
+    Raises: Fault for layers whose evaluation mode is no function of one sample, or whose dropout cannot be switched.
     """
     module = copy.deepcopy(module).eval()
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not layer.track_running_stats:
+            raise Fault(f"model: {name} has track_running_stats=False: its samples mix even in evaluation mode")
     module.input_dim = len(input_shape) + 1  # type: ignore[assignment]
     for layer in module.modules():
         if hasattr(layer, "inplace"):
             layer.inplace = False  # type: ignore[assignment]  # an activation that is overwritten cannot be differentiated twice
     graph, reason = _trace(module)
     if graph is not None:
-        return Network(module, graph, "stacked", "", dtype)
-    params, buffers = stack([module, module])
+        network = Network(module, graph, "stacked", "", dtype)
+        if not (reason := _fault(network, input_shape)):
+            return network
     network = Network(module, None, "vmap", reason, dtype)
-    try:
-        network(params, buffers, torch.zeros(2, *input_shape, dtype=next(iter(params.values())).dtype))
-    except Exception as error:
-        return Network(module, None, "loop", f"{reason}; vmap: {str(error).splitlines()[0]}", dtype)
+    if fault := _fault(network, input_shape):
+        return Network(module, None, "loop", f"{reason}; vmap: {fault}", dtype)
     return network
+
+
+def _fault(network: Network, input_shape: tuple[int, ...]) -> str:
+    """Why two copies do not run on two samples; empty if they do."""
+    params, buffers = stack([network.module, network.module])
+    x = next(iter(params.values())).new_zeros(2, *input_shape)
+    try:
+        with torch.no_grad():
+            out, alone = network(params, buffers, x), network.module(x)
+    except Exception as error:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return "" if out.shape[1:] == alone.shape else f"shape {tuple(out.shape[1:])} where {tuple(alone.shape)} is due"
 
 
 def stack(modules: list[nn.Module]) -> tuple[Params, Params]:
@@ -208,8 +225,12 @@ def _trace(module: nn.Module) -> tuple[fx.GraphModule | None, str]:
         return None, "a parameter that two layers share has no stacked form"
     used: set[str] = set()
     for node in graph.graph.nodes:
+        if node.target in (F.dropout, F.dropout1d, F.dropout2d):
+            raise Fault("model: functional dropout cannot be switched on for training alone: use nn.Dropout")
         if reason := _unknown(module, node):
             return None, reason
+        if node.kwargs.get("inplace"):
+            node.update_kwarg("inplace", False)
         if node.op == "call_module" and any(True for _ in module.get_submodule(str(node.target)).parameters()):
             if node.target in used:  # its per-sample gradient is a sum, and the logits are not affine in its weights
                 return None, f"{node.target}, a layer with parameters that is passed twice, has no stacked form"

@@ -111,7 +111,7 @@ class Objective:
         params = self._leaves(theta)
         for x, y in self.chunks(CACHE):
             part = self._sum(params, x, y)
-            slopes = torch.autograd.grad(part.sum(), list(params.values()))
+            slopes = torch.autograd.grad(part.sum(), list(params.values()), materialize_grads=True)
             gradient += torch.cat([g.flatten(1) for g in slopes], 1)
             loss += part.detach()
         return loss / len(self.y), (gradient / len(self.y)).to(theta.dtype)
@@ -168,7 +168,7 @@ class Objective:
                 kept[t.data_ptr()] = t.numel() * t.element_size()
             return t
 
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):  # `loss` comes without
             self._sum(one, self.x[:1], self.y[:1], {n: b[:1] for n, b in self.buffers.items()})
         return sum(kept.values()) * len(next(iter(self.like.values())))
 

@@ -64,10 +64,10 @@ def _train_stack(session: Session, stack: list[Run]) -> None:
         run, first = stack[outcome.row], {n: p[outcome.row : outcome.row + 1] for n, p in params.items()}
         if outcome.epoch is not None:
             file = session.folder / snapshot_file(run.run_id, outcome.epoch)
-            store.write(file, _minimum_bytes(run, outcome, first))
+            store.write(file, _minimum_bytes(session, run, outcome, first))
             continue
         record = _record(session, run, outcome, state, net, len(stack))
-        data_bytes = _minimum_bytes(run, outcome, first)
+        data_bytes = _minimum_bytes(session, run, outcome, first)
         store.write(session.folder / record["minimum"]["file"], data_bytes)
         record["minimum"]["sha256"] = store.file_hash(session.folder / record["minimum"]["file"])
         record["stack"] = [member.run_id for member in stack]
@@ -81,9 +81,9 @@ def snapshot_file(run_id: str, epoch: int) -> str:
     return f"minima/{run_id}-epoch{epoch}.safetensors"
 
 
-def _minimum_bytes(run: Run, outcome: training.Outcome, first: Params) -> bytes:
+def _minimum_bytes(session: Session, run: Run, outcome: training.Outcome, first: Params) -> bytes:
     about = {"run_id": run.run_id, "seed": run.seed, "epoch": outcome.epochs, "settings": run.settings}
-    about["config_hash"] = config.digest(run.settings, 64)
+    about |= {"config_hash": config.digest(run.settings, 64), "data": session.data_hash(run.settings)}
     params, buffers, initial = (network.unstack(side, 0) for side in (outcome.params, outcome.buffers, first))
     return minima.to_bytes(minima.Minimum(params, buffers, initial, about))
 

@@ -202,7 +202,7 @@ def _gradient(network: Network, state: State, x: Tensor, y: Tensor, common: Sett
     loss = F.cross_entropy(
         logits.flatten(0, 1), y.flatten(), reduction="sum", label_smoothing=common["label_smoothing"]
     )
-    slopes = torch.autograd.grad(loss / y.shape[1], list(leaves.values()))
+    slopes = torch.autograd.grad(loss / y.shape[1], list(leaves.values()), materialize_grads=True)
     return list(slopes)
 
 
@@ -222,7 +222,7 @@ def _full_gradient(
         logits = network(leaves, own, x)
         target = y.expand(len(logits), -1)
         each = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
-        slopes = torch.autograd.grad(each.sum() / len(data.y_train), list(leaves.values()))
+        slopes = torch.autograd.grad(each.sum() / len(data.y_train), list(leaves.values()), materialize_grads=True)
         losses += each.detach().double().sum(1)
         gradient = list(slopes) if gradient is None else [a + b for a, b in zip(gradient, slopes, strict=True)]
     assert gradient is not None

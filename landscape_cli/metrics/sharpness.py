@@ -89,7 +89,8 @@ def sam_sharpness(
         rho: radius of the ball.
         solver: `ascent` takes the one step rho G / |G| of the SAM optimizer; `converged` goes on from the best of that
             step and the top eigenvector of the Hessian, both signs.
-        tolerance: of the gradient along the sphere, relative to the gradient; the value's error is about its square.
+        tolerance: of the gradient along the sphere, relative to the gradient; the value's error is about its square
+            over the relative gap between the largest eigenvalues.
         max_steps: gradients at most for `converged`.
         seed: of the eigenvector's Lanczos start.
     Returns: (K,), in nats; no sampling error.
@@ -104,7 +105,7 @@ def sam_sharpness(
         )
         return _resolved(at, estimate, rise)
     v = rho * at.ritz(1, 1e-3, 200, seed).vectors[:, 0]
-    tries = torch.stack([d, v, -v])
+    tries = torch.stack([torch.zeros_like(d), d, v, -v])  # the first where the loss falls to all sides of it
     heights = torch.stack([at.train.loss(at.theta + t) for t in tries])
     d = tries[heights.argmax(0), torch.arange(len(v), device=v.device)]
     rise, residual, done, steps = _climb_in_ball(at, d, rho, tolerance, max_steps)
@@ -134,7 +135,7 @@ def _climb_in_ball(
         outward = (slope * best).double().sum(1, keepdim=True).clamp_min(0) / rho**2
         along = torch.linalg.vector_norm(slope.double() - outward * best.double(), dim=1)
         then = next((value for when, value in reversed(seen) if when <= steps - 20), at.loss())
-        stands = loss - then <= tolerance**2 * (loss - at.loss())
+        stands = (loss - then <= tolerance**2 * (loss - at.loss())) & (steps > 20)
         residual = along / size.clamp_min(1e-300)
         done = stands | (residual <= tolerance)
         if steps >= max_steps or bool(done.all()):

@@ -1,0 +1,123 @@
+"""Lanczos against dense eigenvalues, on spectra that are unkind to it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import symmetric
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from landscape_cli.linalg import Ritz, reject, top_eigenpairs, tridiagonal
+
+f64 = torch.float64
+
+
+def find(A: Tensor, k: int = 1, seed: int = 0, start: Tensor | None = None, **options: float) -> Ritz:
+    rng = torch.Generator().manual_seed(seed)
+    start = torch.randn(A.shape[:2], generator=rng, dtype=A.dtype) if start is None else start
+    return top_eigenpairs(lambda v: torch.einsum("kij,kj->ki", A, v), start, k, rng=rng, **options)  # type: ignore[arg-type]
+
+
+@settings(max_examples=40, deadline=None)
+@given(p=st.integers(1, 25), k=st.integers(1, 3), seed=st.integers(0, 2**32 - 1))
+def test_random_matrices_with_degenerate_ones_among_them(p: int, k: int, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    A = torch.randn(5, p, p, generator=rng, dtype=f64)
+    A = A + A.mT
+    A[1], A[2] = torch.eye(p), 0  # Krylov spaces that close at the first step
+    A[3] = torch.diag((torch.arange(p) % 2).to(f64))  # two eigenvalues, each many times
+    found = find(A, k, seed % 1000, tolerance=1e-12)
+    due = torch.linalg.eigvalsh(A).flip(1)[:, :k]
+    assert found.values.shape == due.shape
+    assert_close(found.values, due, rtol=1e-8, atol=1e-8)
+    v = found.vectors
+    assert_close(v @ v.mT, torch.eye(v.shape[1], dtype=f64).expand(5, -1, -1), rtol=0, atol=1e-10)
+    assert_close(v @ A.mT, found.values[..., None] * v, rtol=0, atol=1e-7 * (1 + float(A.abs().max()) * p))
+    assert found.steps <= p
+
+
+@pytest.mark.parametrize("name", ["clustered", "gapped", "negative", "one", "indefinite"])
+def test_the_default_tolerance_gives_six_digits(name: str) -> None:
+    p = 120
+    spectrum = {
+        "clustered": torch.cat([torch.tensor([2.0, 1.999, 1.998]), torch.linspace(0, 1.9, p - 3)]),
+        "gapped": torch.cat([torch.tensor([100.0, 10.0]), torch.linspace(-1, 1, p - 2)]),
+        "negative": -torch.linspace(1, 50, p),
+        "one": torch.cat([torch.tensor([5.0]), torch.zeros(p - 1)]),
+        "indefinite": torch.linspace(-3, 1, p),
+    }[name]
+    A = torch.stack([symmetric(spectrum, seed) for seed in range(2)])
+    found = find(A, tolerance=1e-3)
+    assert_close(found.values[:, 0], spectrum.max().double().expand(2), rtol=1e-5, atol=0)
+
+
+def test_residuals_are_those_of_the_definition() -> None:
+    """|A v - value v| computed afresh, at a stage where they are far from 0."""
+    A = torch.stack([symmetric(torch.linspace(-1, 2, 80), s) for s in (1, 2)])
+    for steps in (4, 8, 15, 80):
+        found = find(A, 2, tolerance=1e-15, max_steps=steps)
+        assert found.steps == steps
+        wrong = torch.linalg.vector_norm(found.vectors @ A.mT - found.values[..., None] * found.vectors, dim=2)
+        assert_close(found.residuals, wrong, rtol=1e-6, atol=1e-12)
+    assert float(find(A, max_steps=4).residuals.min()) > 0.05  # too few steps are seen
+    assert float(find(A, max_steps=80, tolerance=1e-15).residuals.max()) < 1e-12
+
+
+def test_no_start_of_200_takes_the_second_eigenvalue_for_the_first() -> None:
+    """A gap of 30 % below a top direction that unlucky starts hide; without extra steps some are deceived."""
+    p = 60
+    A = torch.diag(torch.cat([torch.tensor([1.0, 0.7]), torch.linspace(0, 0.1, p - 2)]).to(f64))
+    start = torch.randn(200, p, generator=torch.Generator().manual_seed(0), dtype=f64)
+    start[:, 0] *= 1e-3  # unlucky: hardly any of the first eigenvector
+    for row in start.split(1):
+        assert float(find(A[None], start=row).values) == pytest.approx(1, rel=1e-5)
+    deceived = torch.zeros(200, dtype=torch.bool)  # teeth: the residual alone would have certified the second one
+    for steps in range(2, 8):
+        r = find(A.expand(200, -1, -1), start=start, max_steps=steps, tolerance=1e-9)
+        deceived |= ((r.residuals <= 1e-3 * r.values) & (r.values < 0.8))[:, 0]
+    assert deceived.sum() > 5
+
+
+def test_the_k_operators_of_a_stack_do_not_mix() -> None:
+    A = torch.stack([symmetric(torch.linspace(-1, top, 30), seed) for seed, top in enumerate((1.0, 50.0, 1e-3))])
+    start = torch.randn(1, 30, generator=torch.Generator().manual_seed(5), dtype=f64).expand(3, -1).contiguous()
+    together = find(A, 2, start=start, tolerance=1e-10)
+    for k in range(3):
+        alone = find(A[k : k + 1], 2, start=start[:1], tolerance=1e-10)
+        assert_close(together.values[k], alone.values[0], rtol=1e-8, atol=1e-9)
+
+
+def test_float32_operators_are_served_in_their_own_type() -> None:
+    A = torch.stack([symmetric(torch.linspace(0, 3, 200), s) for s in (1, 2)]).float()
+    found = find(A)
+    assert found.vectors.dtype == torch.float32
+    assert found.values.dtype == f64
+    assert_close(found.values[:, 0], torch.full((2,), 3.0, dtype=f64), rtol=1e-4, atol=0)
+
+
+def test_repeated_top_eigenvalue_is_found_twice_when_the_space_closes() -> None:
+    A = torch.diag(torch.tensor([3.0, 3.0, 1.0, 1.0, 0.0], dtype=f64))[None]
+    assert_close(find(A, 2, tolerance=1e-12).values, torch.tensor([[3.0, 3.0]], dtype=f64))
+
+
+def test_no_ghosts_of_a_dominant_eigenvalue() -> None:
+    """Without full reorthogonalization the first eigenvalue comes back as the second, after some dozens of steps."""
+    A = torch.stack([symmetric(torch.cat([torch.tensor([1e3]), torch.linspace(0, 1, 99)]), s) for s in (1, 2)])
+    found = find(A, 3, tolerance=1e-15, max_steps=100)
+    due = torch.tensor([1e3, 1.0, 98 / 98 - 1 / 98], dtype=f64)
+    assert_close(found.values, due.expand(2, -1), rtol=1e-6, atol=0)
+    assert_close(found.vectors @ found.vectors.mT, torch.eye(3, dtype=f64).expand(2, -1, -1), rtol=0, atol=1e-10)
+
+
+def test_helpers() -> None:
+    rng = torch.Generator().manual_seed(0)
+    Q = torch.linalg.qr(torch.randn(2, 6, 3, generator=rng, dtype=f64))[0].mT.contiguous()
+    q = torch.randn(2, 6, generator=rng, dtype=f64)
+    left = reject(q, Q)
+    assert_close((Q @ left[..., None]).abs().max(), torch.tensor(0.0, dtype=f64), rtol=0, atol=1e-14)
+    assert_close(reject(left, Q), left)
+    T = tridiagonal(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[4.0, 5.0]]))
+    assert T.tolist() == [[[1, 4, 0], [4, 2, 5], [0, 5, 3]]]
