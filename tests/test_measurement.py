@@ -1,0 +1,181 @@
+"""Estimates become cells and rows: in which company, under which key, with which status."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from landscape_cli import config, engine, measurement, runs, store
+from landscape_cli.measurement import key_of
+from landscape_cli.point import Estimate, Point
+from landscape_cli.registry import REGISTRY, Entry
+from landscape_cli.session import Record, Session
+
+Open = Callable[..., Session]
+SETTINGS = {"dataset": {"name": "d"}, "model": {"name": "m"}, "precision": "float32", "training": {"lr": 0.1}}
+MODEL = {"name": "mlp", "hidden": [4]}
+TINY = {"dataset": {"name": "digits", "train_size": 20}, "model": MODEL, "training": {"lr": 0.1, "batch_size": 10}}
+SMALL = TINY | {"training": {**TINY["training"], "stop": {"max_epochs": 2}}, "grid": {}, "compare": None, "seeds": 3}
+
+
+def trained(session: Session) -> dict[str, Record]:
+    store.open_folder(session.folder.parent, session.folder.name)
+    return runs.train(session)
+
+
+def measure(session: Session, records: dict[str, Record], wanted: list[Any]) -> dict[str, list[dict[str, Any]]]:
+    settings_of = {run.run_id: run.settings for run in session.runs}
+    measurement.measure(session, records, wanted, settings_of)
+    cells = measurement.current(session, records, settings_of)
+    return {c["run_id"]: c["rows"] for c in cells if c["metric"] == wanted[0][0]}
+
+
+def register(monkeypatch: pytest.MonkeyPatch, function: Any, version: int = 1, **grids: list[Any]) -> None:
+    facts = {"invariant": "none", "source": "", "default": False, "version": version, "grids": grids}
+    monkeypatch.setitem(REGISTRY["metric"], "toy", Entry("toy", "metric", function, facts))
+
+
+def test_the_key_depends_on_what_matters_and_nothing_else() -> None:
+    what = ("weight_norm", {})
+    base = key_of(SETTINGS, what)
+    assert len(base) == 12 and base == key_of(json.loads(json.dumps(SETTINGS)), what)
+    assert base == key_of(SETTINGS | {"training": {"lr": 9}}, what)  # the hash of the minimum stands for training
+    others = [
+        key_of(SETTINGS | {"dataset": {"name": "e"}}, what),
+        key_of(SETTINGS | {"model": {"name": "n"}}, what),
+        key_of(SETTINGS | {"precision": "float64"}, what),
+        key_of(SETTINGS, ("weight_norm", {"k": 1})),
+        key_of(SETTINGS, ("train_loss", {})),
+    ]
+    assert len({base, *others}) == 6
+
+
+def test_a_new_version_makes_cells_stale(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def toy(at: Point) -> Estimate:
+        calls.append(len(at.theta))
+        return Estimate(torch.full((len(at.theta),), 2.5), torch.zeros(len(at.theta)))
+
+    session = tiny(SMALL)
+    records = trained(session)
+    register(monkeypatch, toy)
+    measure(session, records, [("toy", {})])
+    measure(session, records, [("toy", {})])
+    assert calls == [3]  # all three together, once
+    register(monkeypatch, toy, version=2)
+    assert len(measure(session, records, [("toy", {})])) == 3 and calls == [3, 3]
+
+
+def test_rows_of_an_estimate(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN and Inf are empty with a status, never numbers; the status and message of each minimum go to its own row."""
+
+    def toy(at: Point, *, eps: float = 0.5) -> dict[str, Estimate]:
+        value = torch.tensor([1 / 3, math.nan, math.inf], dtype=torch.float64)
+        one = Estimate(value, torch.tensor([0.1, 0.2, math.nan]), 7, 9, torch.tensor([1e-3, 0.0, math.nan]))
+        two = Estimate(torch.ones(3), torch.zeros(3)).not_converged(torch.tensor([0, 1, 0]), "raise steps")
+        return {"rank=1": one, "rank=2": two}
+
+    session = tiny(SMALL)
+    register(monkeypatch, toy, eps=[0.5, 0.1])
+    records = trained(session)
+    ids = [run.run_id for run in session.runs]
+    rows = measure(session, records, [("toy", {"eps": 0.5})])
+    first, second, third = (rows[i] for i in ids)
+    assert first[0] == {
+        "epoch": None,
+        "setting": "eps=0.5;rank=1",
+        "value": 1 / 3,
+        "standard_error": pytest.approx(0.1),
+        "samples": 7,
+        "iterations": 9,
+        "residual": pytest.approx(1e-3),
+        "status": "ok",
+        "message": "",
+    }
+    for row in (second[0], third[0]):
+        assert (row["value"], row["standard_error"], row["status"]) == (None, None, "undefined")
+        assert row["message"] == "not a finite number"
+    assert [r[1]["status"] for r in (first, second, third)] == ["ok", "not_converged", "ok"]
+    assert (second[1]["value"], second[1]["message"]) == (1.0, "raise steps")
+
+
+def test_what_a_metric_raises_is_a_row_but_a_signal_is_not(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = tiny(SMALL)
+    records = trained(session)
+    thrown: Exception = ValueError()
+
+    def toy(at: Point) -> Estimate:
+        raise thrown
+
+    register(monkeypatch, toy)
+    rows = measure(session, records, [("toy", {})])
+    assert {r[0]["status"] for r in rows.values()} == {"failed"}
+    assert all(r[0]["message"].startswith("ValueError: ") and r[0]["value"] is None for r in rows.values())
+    thrown = engine.Interrupted(2)
+    with pytest.raises(engine.Interrupted):
+        measure(session, records, [("toy", {})])
+
+
+def test_measured_in_the_company_in_which_they_were_trained(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell that was lost is measured with its whole stack, so that it gets the same bits; the others stay."""
+    sizes = []
+
+    def toy(at: Point) -> Estimate:
+        sizes.append(len(at.theta))
+        return Estimate(at.theta[:, 0].clone(), torch.zeros(len(at.theta)))
+
+    register(monkeypatch, toy)
+    session = tiny(SMALL)
+    records = trained(session)
+    before = measure(session, records, [("toy", {})])
+    cells = session.folder / "cells"
+    (lost,) = (cells / session.runs[1].run_id).glob("toy-*.json")
+    kept = {p: (p.stat().st_mtime_ns, hashlib.sha256(p.read_bytes())) for p in cells.glob("*/toy-*.json")}
+    lost.unlink()
+    assert measure(session, records, [("toy", {})]) == before and sizes == [3, 3]
+    assert [p for p in kept if p.stat().st_mtime_ns != kept[p][0]] == [lost]
+
+
+def test_a_stack_of_minima_fits_into_memory(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def toy(at: Point) -> Estimate:
+        sizes.append(len(at.theta))
+        return Estimate(at.theta[:, 0].clone(), torch.zeros(len(at.theta)))
+
+    register(monkeypatch, toy)
+    session = tiny(SMALL)
+    records = trained(session)
+    monkeypatch.setattr(measurement, "MEMORY", 2 * 8 * 20**2)  # two Gram matrices of 20 samples
+    assert len(measure(session, records, [("toy", {})])) == 3 and sizes == [2, 1]
+
+
+def test_diverged_runs_are_left_out(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = tiny(SMALL)
+    records = trained(session)
+    records[session.runs[1].run_id]["status"] = "diverged"
+    assert set(measure(session, records, [("weight_norm", {})])) == {session.runs[k].run_id for k in (0, 2)}
+
+
+def test_every_metric_of_all_gives_rows(tiny: Open, tmp_path: Path) -> None:
+    """All registered metrics on a real minimum: none fails, every number is finite or says why not."""
+    session = tiny(SMALL | {"seeds": 2, "metrics": "all"})
+    records = trained(session)
+    settings_of = {run.run_id: run.settings for run in session.runs}
+    wanted = config.measurements(session.experiment)
+    measurement.measure(session, records, wanted, settings_of)
+    cells = measurement.current(session, records, settings_of)
+    assert {c["metric"] for c in cells if not c["metric"].startswith("_")} == {name for name, _ in wanted}
+    for cell in cells:
+        for row in cell["rows"]:
+            assert row["status"] != "failed", row["message"]
+            assert row["value"] is not None or row["status"] != "ok" or cell["metric"].startswith("_shared:")
+            assert row["status"] == "ok" or row["message"]
