@@ -65,7 +65,7 @@ def main() -> None:
     """Run the command line, and turn every fault into its line and exit code."""
     debug = "--debug" in sys.argv
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="landscape", standalone_mode=False)
     except Fault as fault:
         code = _complain(str(fault), fault.code, debug)
     except typer.Exit as done:
@@ -94,6 +94,8 @@ def _complain(text: str, code: int, debug: bool) -> int:
 def _explain(error: Exception, debug: bool) -> int:
     """Exit code of an exception that is no Fault: usage (2), a signal (130, 143), or an internal error (1)."""
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
+        if not error.format_message():  # `landscape` alone: its help has been printed
+            return 2
         hint = getattr(getattr(error, "ctx", None), "command_path", "landscape")
         return _complain(f"{error.format_message()}; see `{hint} --help`", 2, debug)
     if type(error).__name__ == "Interrupted":

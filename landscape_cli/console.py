@@ -186,10 +186,10 @@ def _clock(start: float) -> str:
 # ---- results
 
 
-def _table(*columns: str, right: tuple[int, ...] = ()) -> Table:
+def _table(*columns: str, right: tuple[int, ...] = (), tight: tuple[int, ...] = ()) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i in right else "left", no_wrap=i == 0 or i in right)
+        table.add_column(column, justify="right" if i in right else "left", no_wrap=i == 0 or i in (*right, *tight))
     return table
 
 
@@ -200,7 +200,16 @@ def _add(table: Table, cells: list[str], style: str = "") -> None:
 def runs(table: DataFrame) -> None:
     """runs.csv for a person."""
     view = _table(
-        "run", "status", "epochs", "steps", "train loss", "test loss", "test acc.", "s", right=(2, 3, 4, 5, 6, 7)
+        "run",
+        "status",
+        "epochs",
+        "steps",
+        "train loss",
+        "test loss",
+        "test acc.",
+        "s",
+        right=(2, 3, 4, 5, 6, 7),
+        tight=(1,),
     )
     for row in table.to_dict("records"):
         numbers = [number(row[k]) for k in ("train_loss", "test_loss", "test_accuracy", "seconds")]
@@ -246,7 +255,7 @@ def comparison(table: DataFrame, groups: list[str], runs_table: DataFrame, folde
     ends = list(dict.fromkeys((groups[0], groups[-1])))
     wide = out.width >= 110
     head = [*(safe(g) for g in ends), *([f"{safe(ends[1])} / {safe(ends[0])}"] if len(ends) > 1 else []), "p (Holm)"]
-    view = _table("metric", *head, right=(1, len(ends), len(head)))
+    view = _table("metric", *head, right=(1, len(ends), len(head)), tight=(len(ends) + 1,))
     for row in table.to_dict("records"):
         means = [_mean(row, g, wide) for g in ends]
         said, sure = _difference(row, ends)

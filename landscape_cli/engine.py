@@ -74,8 +74,9 @@ def _keep_memory() -> None:
     """Let glibc reuse large blocks instead of returning each to the kernel: full-batch steps take a tenth less time."""
     mmap_threshold, trim_threshold = -3, -1
     try:
-        for option in (mmap_threshold, trim_threshold):
-            ctypes.CDLL("libc.so.6").mallopt(option, 2**28)
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_threshold, 2**25)  # the largest that it takes
+        libc.mallopt(trim_threshold, 2**28)
     except (OSError, AttributeError):
         return  # another C library: only the speed is lost
 

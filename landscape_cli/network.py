@@ -258,8 +258,10 @@ def _interpret(network: Network, params: Params, buffers: Params, x: Tensor, how
     """Run the traced module node by node on a stack; what is not needed any more is dropped."""
     assert network.graph is not None
     values: dict[fx.Node, Any] = {}
+    waiting: dict[fx.Node, int] = {}  # readers still to come
     own = _own(network.module, params, buffers)
     for node in network.graph.graph.nodes:
+        waiting[node] = len(node.users)
         if node.op == "placeholder":
             values[node] = x
             continue
@@ -268,12 +270,23 @@ def _interpret(network: Network, params: Params, buffers: Params, x: Tensor, how
             return args[0]  # type: ignore[no-any-return]
         kwargs = fx.map_arg(node.kwargs, values.__getitem__)
         if node.op == "call_module":
-            values[node] = _apply(
-                network.module.get_submodule(node.target), own.get(node.target, {}), args[0], how, node.target
-            )
+            layer = network.module.get_submodule(node.target)
+            if type(layer) is nn.ReLU and how.taps is None and _spare(node.args[0], args[0]):
+                values[node] = torch.relu_(args[0])
+            else:
+                values[node] = _apply(layer, own.get(node.target, {}), args[0], how, node.target)
         else:
             values[node] = (FUNCTIONS if node.op == "call_function" else METHODS)[node.target](*args, **kwargs)
+        for read in node.all_input_nodes:
+            waiting[read] -= 1
+            if not waiting[read]:
+                del values[read]
     raise AssertionError("a traced module ends in an output node")
+
+
+def _spare(node: fx.Node, x: Tensor) -> bool:
+    """Whether x, the output of a dense layer, is read once and needed by no slope: it can be overwritten."""
+    return len(node.users) == 1 and type(x.grad_fn).__name__ == "_DenseBackward"
 
 
 def _apply(layer: nn.Module, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:
