@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -52,6 +53,16 @@ class Network:
             rows = [({n: p[k] for n, p in params.items()}, {n: b[k] for n, b in buffers.items()}) for k in range(K)]
             out = torch.stack([self._alone(k, *row, x[k] if per_run else x, how) for k, row in enumerate(rows)])
         return out.to(result) if out.dtype != result else out
+
+    @cached_property
+    def normalizes(self) -> bool:
+        """Whether it has BatchNorm layers."""
+        return bool(norm_layers(self.module))
+
+    @cached_property
+    def drops(self) -> bool:
+        """Whether it has dropout that does something."""
+        return any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in self.module.modules())
 
     @property
     def input_dim(self) -> int:
@@ -145,7 +156,7 @@ def collect_statistics(network: Network, params: Params, buffers: Params, x: Ten
     Args:
         x: the whole training set (n, ...), evaluated in one pass.
     """
-    if not norm_layers(network.module):
+    if not network.normalizes:
         return buffers
     how = Pass(batchnorm="collect")
     with torch.no_grad():

@@ -110,7 +110,7 @@ def _conv_gradients(layer: nn.Conv1d | nn.Conv2d, x: Tensor, delta: Tensor) -> t
     return (d @ a.mT).unflatten(0, (K, B)), d.sum(3).unflatten(0, (K, B))
 
 
-def fisher_traces(at: Objective, theta: Tensor, chunk: int = 2**22) -> Tensor:
+def fisher_traces(at: Objective, theta: Tensor, chunk: int = 2**24) -> Tensor:
     """Trace of the true Fisher information for each parameter tensor, (K, tensors) in float64, exact.
 
     tr F = (1/n) sum_i |R_i J_i|^2, R_i = diag(sqrt p_i)(I - 1 p_i^T): C backward passes that share one forward pass.

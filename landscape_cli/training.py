@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from landscape_cli.datasets import Data
-from landscape_cli.network import Network, Params, Pass, collect_statistics, norm_layers
+from landscape_cli.network import Network, Params, Pass, collect_statistics
 from landscape_cli.objective import MEMORY, Objective, flatten
 
 PER_RUN = ("lr", "weight_decay", "momentum")  # settings that may differ inside a stack
@@ -108,7 +108,7 @@ def train(
     common, n = settings[0], len(data.y_train)
     batch = batch_of(common, n)
     per_epoch = -(-n // batch)
-    plain = not common["label_smoothing"] and not norm_layers(network.module) and not _dropout_layers(network.module)
+    plain = not common["label_smoothing"] and not network.normalizes and not network.drops
     free_check = batch == n and plain  # a full-batch step computes the training loss on its way
     at = Objective(network, state.params, buffers, data.x_train, data.y_train)
     piece = at.chunk_size(MEMORY) if free_check else n
@@ -195,7 +195,7 @@ def _advance(
 def _gradient(network: Network, state: State, x: Tensor, y: Tensor, common: Settings, seeds: list[int]) -> list[Tensor]:
     """Gradient of each run's mean loss on its own minibatch, x (A, B, ...), y (A, B)."""
     leaves = {n: p.requires_grad_() for n, p in state.params.items()}
-    normed, dropping = norm_layers(network.module), _dropout_layers(network.module)
+    normed, dropping = network.normalizes, network.drops
     generators = [stream(seeds[row], "dropout", state.step) for row in state.active] if dropping else None
     how = Pass(batchnorm="batch" if normed else "fixed", generators=generators)
     logits = network(leaves, {}, x, how) if not normed else network(leaves, _blank(network, len(x), x), x, how)
@@ -352,7 +352,3 @@ def _keep(state: State, stay: list[int]) -> None:
 
     state.params, state.finite, state.moments = rows(state.params), rows(state.finite), [rows(m) for m in state.moments]
     state.active = [state.active[i] for i in stay]
-
-
-def _dropout_layers(module: nn.Module) -> bool:
-    return any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in module.modules())
