@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_module
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -80,6 +80,16 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def run() -> None:
+    """`main` as a process: leaves at once, for tearing torch down takes seconds and all files are on disk."""
+    try:
+        main()
+    except SystemExit as done:
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
+        os._exit(done.code if isinstance(done.code, int) else 0)
+
+
 def _complain(text: str, code: int, debug: bool) -> int:
     if debug:
         import traceback
@@ -122,7 +132,7 @@ def _read(target: str, sets: list[str] | None, plugins: list[str] | None, seeds:
     return tree, session.resolve(tree, plugins or [], seeds)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _session(experiment: Experiment, results: Path, device: Device, quiet: bool) -> Iterator[Session]:
     """An open session with progress on stderr; its warnings are said at the end."""
     from landscape_cli import console

@@ -175,7 +175,8 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     figure.set_dpi(DPI)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name the font lacks: boxes
-        figure.draw_without_rendering()
+        if engine := figure.get_layout_engine():
+            engine.execute(figure)
     figure.set_layout_engine("none")  # laid out once, for both files: half the time
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         data, path = BytesIO(), stem.parent / f"{stem.name}.{kind}"
