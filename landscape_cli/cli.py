@@ -376,6 +376,30 @@ def list_(
 
 
 @app.command(rich_help_panel=LOOKING)
+def doctor(
+    config: Annotated[
+        str | None, typer.Argument(help="Also say how the models of this config are run.", show_default=False)
+    ] = None,
+    results: Results = RESULTS,
+    plugin: Plugins = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Check torch, device, threads, disk and locks, and say how to mend what is wrong.
+
+    Example: landscape doctor small-vs-large
+    """
+    experiment = _read(config, None, plugin, None)[1] if config else None
+    from landscape_cli import console, doctor
+    from landscape_cli.session import open_session
+
+    session = open_session(experiment, results) if experiment else None
+    found = doctor.examine(results, session)
+    console.show_json({"findings": found}) if json else console.findings(found)
+
+
+@app.command(rich_help_panel=LOOKING)
 def schema(plugin: Plugins = None, debug: Debug = False) -> None:
     """Print the JSON Schema of the YAML, for editors.
 

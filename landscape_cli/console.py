@@ -327,6 +327,15 @@ def origins(values: list[tuple[str, Any, str]]) -> None:
     _out().print(view)
 
 
+def findings(found: list[dict[str, Any]]) -> None:
+    """What the doctor found, and the remedy below what is wrong."""
+    view = _table("check", "found")
+    for finding in found:
+        told = finding["found"] + ("" if finding["ok"] else f"\n-> {finding['remedy']}")
+        _add(view, [finding["check"], told], "" if finding["ok"] else "yellow")
+    _out().print(view)
+
+
 def plan(plan: dict[str, Any]) -> None:
     """What is done and what is left."""
     out = _out()

@@ -217,7 +217,7 @@ def npz(*, path: str) -> Arrays:
         raise Fault(f"dataset.path: {path}: no such file; np.savez it with x_train, y_train, x_test, y_test", code=5)
     names = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as source, np.load(source, allow_pickle=False) as arrays:
             missing = [n for n in names if n not in arrays]
             if missing:
                 raise Fault(f"dataset.path: {path}: lacks {', '.join(missing)}; it holds {', '.join(arrays)}")

@@ -297,7 +297,7 @@ def _interpret(network: Network, params: Params, buffers: Params, x: Tensor, how
 
 def _spare(node: fx.Node, x: Tensor) -> bool:
     """Whether x, the output of a dense layer, is read once and needed by no slope: it can be overwritten."""
-    return len(node.users) == 1 and type(x.grad_fn).__name__ == "_DenseBackward"
+    return len(node.users) == 1 and type(x.grad_fn).__name__ == "_DenseBackward" and not x._is_view()
 
 
 def _apply(layer: nn.Module, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:

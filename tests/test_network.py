@@ -233,3 +233,16 @@ def test_a_form_that_does_not_run_stacked_runs_by_vmap(way: str, kind: str) -> N
     assert_close(gram.mean((1, 2)), g.square().sum(1), rtol=1e-10, atol=0)
     names = [n for n, t in at.like.items() if not at.unflatten(g)[n].any()]
     assert names == (["c.weight", "c.bias"] if way == "pool" else ["b.weight", "b.bias"])  # unused: slope 0
+
+
+def test_a_relu_after_a_narrow_layer_trains() -> None:
+    """The output of a layer with few units is a transposed view, which an activation must not overwrite."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    built = build(net, (64,), torch.float64)
+    params, buffers = stack([net, net])
+    leaves = {n: p.requires_grad_() for n, p in params.items()}
+    x = torch.randn(5, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    slopes = torch.autograd.grad(built(leaves, buffers, x).square().sum(), list(leaves.values()))
+    alone = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
+    for stacked, own in zip(slopes, alone, strict=True):
+        torch.testing.assert_close(stacked[1], own, rtol=1e-12, atol=1e-12)
