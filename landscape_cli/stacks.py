@@ -128,7 +128,8 @@ def load(folder: Path, stack: list[Run], order: list[str], device: torch.device,
             groups: dict[str, Params] = {}
             for name in file.keys():  # noqa: SIM118  # not a dict
                 group, _, own = name.partition("/")
-                groups.setdefault(group, {})[own] = file.get_tensor(name).to(device)
+                # a fresh block: products round by the alignment of their operands, and the file's is another
+                groups.setdefault(group, {})[own] = file.get_tensor(name).clone().to(device)
         ordered = {group: {n: own[n] for n in order} for group, own in groups.items()}
         moments = [ordered[g] for g in sorted(ordered) if g.startswith("moments")]
         done = {k: facts[k] for k in ("active", "step", "history", "seconds")}
