@@ -254,7 +254,7 @@ def comparison(table: DataFrame, groups: list[str], runs_table: DataFrame, folde
     out = _out()
     ends = list(dict.fromkeys((groups[0], groups[-1])))
     wide = out.width >= 110
-    head = [*(safe(g) for g in ends), *([f"{safe(ends[1])} / {safe(ends[0])}"] if len(ends) > 1 else []), "p (Holm)"]
+    head = [*(safe(g) for g in ends), *([f"{safe(ends[1])} / {safe(ends[0])}"] if len(ends) > 1 else []), "p"]
     view = _table("metric", *head, right=(1, len(ends), len(head)), tight=(len(ends) + 1,))
     for row in table.to_dict("records"):
         means = [_mean(row, g, wide) for g in ends]
