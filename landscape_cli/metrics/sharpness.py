@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -37,7 +39,8 @@ def keskar_sharpness(
     Returns: (K,), in per cent; no sampling error. A local search: a lower bound of the maximum.
     """
     limit = 10 if solver == "paper" else max_steps
-    found = [_climb_in_box(at, k, eps, limit, solver == "converged") for k in range(len(at.theta))]
+    with _one_thread_if_small(at):
+        found = [_climb_in_box(at, k, eps, limit, solver == "converged") for k in range(len(at.theta))]
     top, steps, residual = (torch.tensor(column, dtype=torch.float64) for column in zip(*found, strict=True))
     loss = at.loss().cpu()
     rise = (top - loss).clamp_min(0)
@@ -47,6 +50,17 @@ def keskar_sharpness(
         why = f"projected gradient above 1e-3 of the gradient after {limit} iterations: raise max_steps ({max_steps})"
         estimate.not_converged(residual > 1e-3, why)
     return _resolved(at, estimate, rise.to(at.theta.device))
+
+
+@contextmanager
+def _one_thread_if_small(at: Point) -> Iterator[None]:
+    """One thread for small nets: between two gradients the others fall asleep, and waking them takes longer."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if at.theta.shape[1] * len(at.train.y) < 2**26 else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _climb_in_box(at: Point, k: int, eps: float, limit: int, converge: bool) -> tuple[float, int, float]:
