@@ -6,7 +6,7 @@ import contextlib
 import json as json_module
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -409,6 +409,3 @@ def schema(plugin: Plugins = None, debug: Debug = False) -> None:
 
     registry.load_plugins(plugin or [])
     console.show_json(config.schema())
-
-
-Command = Callable[..., None]
