@@ -1,12 +1,16 @@
 """Group comparison: statistics on the tables, without a network."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from math import comb, inf, nan
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 from pandas import DataFrame, Series, to_numeric
 from scipy import stats
+
+from landscape_cli.yamlmarks import flow
 
 Values = NDArray[np.float64]
 
@@ -14,6 +18,9 @@ OUTCOMES = ("train_loss", "test_loss", "train_accuracy", "test_accuracy", "loss_
 LEVEL = 0.95  # of every interval
 ALPHA = 0.05  # p_holm below this is a difference
 EXACT_UP_TO = 30  # values in a group: above, the normal approximation is good and the exact count slow
+NO_NAMES: Mapping[str, str] = MappingProxyType({})
+FIRST_ORDER = {"regret_exact": "regret", "regret_kl_exact": "regret_kl"}  # at a radius: its limit at radius 0
+PART = re.compile(r'(?:"[^"]*"|[^;])+')  # of a setting; text in quotes may hold a semicolon
 
 
 def printable(text: object) -> str:
@@ -31,12 +38,54 @@ def short(value: float) -> str:
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
-def at_minimum(metrics: DataFrame) -> DataFrame:
+def told(setting: str) -> dict[str, str]:
+    """What a setting says, name -> value; of a name that comes twice (a list, and its value in this row) the first."""
+    parts: dict[str, str] = {}
+    for part in PART.findall(setting):
+        name, _, value = part.partition("=")
+        parts.setdefault(name, value)
+    return parts
+
+
+def towards(setting: str, group_of: Mapping[str, str]) -> str | None:
+    """A setting whose part `to=<run_id>` names the run's group instead, in quotes if that holds `;` or a quote.
+
+    Args:
+        setting: parts `name=value`, joined by `;`.
+        group_of: run id -> group.
+    Returns: the setting, as it is if it has no such part; None if the run is not known.
+    """
+    parts = PART.findall(setting)
+    to = [part.removeprefix("to=") for part in parts if part.startswith("to=")]
+    if not to:
+        return setting
+    if to[0] not in group_of:
+        return None
+    group = group_of[to[0]]
+    name = flow(group) if ";" in group or '"' in group else group
+    return ";".join(f"to={name}" if part.startswith("to=") else part for part in parts)
+
+
+def collapsed(table: DataFrame, runs: DataFrame) -> DataFrame:
+    """Rows of a pair of minima (`to=<run_id>` in the setting) named by the group of the other: `to=<group>`.
+
+    Args:
+        table: rows of metrics.csv.
+        runs: run_id and group; rows towards a run that is not there are left out.
+    Returns: a copy, in which a (run, metric, setting) of pairs may have several rows.
+    """
+    group_of = dict(zip(runs["run_id"], runs["group"].astype(str), strict=True))
+    new = {setting: towards(setting, group_of) for setting in table["setting"].unique()}
+    return table.assign(setting=table["setting"].map(new)).dropna(subset="setting")
+
+
+def at_minimum(metrics: DataFrame, runs: DataFrame) -> DataFrame:
     """Rows of the metrics table that describe a minimum: no snapshots, no shared intermediates; setting never missing.
 
     Args:
         metrics: metrics.csv.
-    Returns: a copy with `value` as float and `setting` as text.
+        runs: runs.csv, or those of its rows that a pair may lead to.
+    Returns: a copy with `value` as float and `setting` as text, pairs collapsed.
     """
     table = metrics.assign(
         setting=metrics["setting"].astype(object).fillna("").astype(str),
@@ -44,7 +93,7 @@ def at_minimum(metrics: DataFrame) -> DataFrame:
     )
     snapshot = to_numeric(metrics["epoch"], errors="coerce").notna()
     shared = metrics["metric"].astype(str).str.startswith("_shared:")
-    return table.loc[~snapshot & ~shared]
+    return collapsed(table.loc[~snapshot & ~shared], runs)
 
 
 def usable(metrics: DataFrame, runs: DataFrame) -> DataFrame:
@@ -53,13 +102,48 @@ def usable(metrics: DataFrame, runs: DataFrame) -> DataFrame:
     Args:
         metrics: metrics.csv.
         runs: runs.csv; it decides which runs are ok and the group of each.
-    Returns: the rows, in their order, with the columns of metrics.csv; `group` is text.
+    Returns: the rows, in their order, with the columns of metrics.csv; `group` is text; what a run has towards the
+        runs of one group is a single row, the mean.
     """
     ok = runs[runs["status"] == "ok"]
     group_of = dict(zip(ok["run_id"], ok["group"].astype(str), strict=True))
-    table = at_minimum(metrics)
+    table = at_minimum(metrics, ok)
     table = table.loc[(table["status"] == "ok") & (table["value"].abs() < inf) & table["run_id"].isin(list(group_of))]
-    return table.assign(group=table["run_id"].map(group_of))
+    key = ["run_id", "metric", "setting"]
+    mean = table.groupby(key)["value"].transform("mean")
+    return table.assign(group=table["run_id"].map(group_of), value=mean).drop_duplicates(key)
+
+
+def at_radii(table: DataFrame) -> DataFrame:
+    """Rows of the metrics at a radius that were measured at two radii or more.
+
+    Args:
+        table: usable rows of metrics.csv.
+    Returns: a copy with `radius` as a number, and `setting` without it.
+    """
+    table = table.loc[table["metric"].isin(list(FIRST_ORDER))]
+    parts = [told(setting) for setting in table["setting"]]
+    radius = np.array([part.pop("radius", "nan") for part in parts])
+    rest = [";".join(f"{name}={value}" for name, value in part.items()) for part in parts]
+    table = table.assign(setting=rest, radius=to_numeric(radius, errors="coerce").astype(float))
+    table = table.loc[table["radius"] > 0]
+    return table.loc[table.groupby(["metric", "setting"])["radius"].transform("nunique") > 1]
+
+
+def first_order(table: DataFrame, metric: str, setting: str) -> DataFrame:
+    """Rows of the first-order regret that belong to a curve of `at_radii`.
+
+    Args:
+        table: usable rows of metrics.csv.
+        metric: that of the curve.
+        setting: that of the curve, without the radius.
+    Returns: rows whose setting agrees in all that both name; none where rows of several settings do.
+    """
+    default = {"minibatch_size": "10"}  # a setting at its default may go unsaid
+    here, table = default | told(setting), table.loc[table["metric"] == FIRST_ORDER[metric]]
+    there = {other: default | told(other) for other in table["setting"].unique()}
+    fits = [other for other, parts in there.items() if all(parts.get(k, v) == v for k, v in here.items())]
+    return table.loc[table["setting"].isin(fits if len(fits) == 1 else [])]
 
 
 def t_interval(values: Values) -> tuple[float, float, float]:
@@ -154,6 +238,34 @@ def holm(p: Values) -> Values:
     return adjusted
 
 
+def hypotheses(comparison: DataFrame, same: Mapping[str, str]) -> Series:
+    """A label for each row of a comparison table: rows with equal labels are one hypothesis under several names.
+
+    Args:
+        comparison: comparison.csv.
+        same: metric -> the metric of which it is a monotone function.
+    Returns: text; the name of that metric for its rows and for those of its functions, else the row's own number.
+    """
+    metrics = comparison["metric"].tolist()
+    named = {metric: same[metric] for metric in metrics if metric in same}
+    root = named | {metric: metric for metric in named.values()}
+    return Series([root.get(metric, str(i)) for i, metric in enumerate(metrics)], comparison.index, dtype=object)
+
+
+def holm_once(p: Values, label: Series) -> Values:
+    """Holm's correction where rows of one label count once, with the smallest p-value among them.
+
+    Args:
+        p: (m,) p-values; nan stays nan.
+        label: (m,), of `hypotheses`.
+    Returns: (m,) adjusted p-values, that of its label for each row, but never below its own p-value.
+    """
+    labels, which = np.unique(label.to_numpy(dtype=str), return_inverse=True)
+    least = np.full(len(labels), nan)
+    np.fmin.at(least, which, p)
+    return np.maximum(p, holm(least)[which])
+
+
 def columns(groups: Iterable[str]) -> list[str]:
     """Columns of comparison.csv for these groups."""
     each = [f"{group}_{what}" for group in groups for what in ("mean", "ci_low", "ci_high", "n")]
@@ -166,13 +278,14 @@ def group_names(comparison: DataFrame | Series) -> list[str]:
     return [str(name).removesuffix("_mean") for name in names if str(name).endswith("_mean")]
 
 
-def compare(metrics: DataFrame, runs: DataFrame, groups: list[str]) -> DataFrame:
+def compare(metrics: DataFrame, runs: DataFrame, groups: list[str], same: Mapping[str, str] = NO_NAMES) -> DataFrame:
     """Each metric's groups side by side, and the last group against the first.
 
     Args:
         metrics: metrics.csv; rows that are not ok, of snapshots, or of runs that are not ok, do not count.
         runs: runs.csv.
         groups: their names, in the order of the columns; ratio, cliffs_delta and p-values are last against first.
+        same: metric -> the metric of which it is a monotone function: Holm counts the rows of both once.
     Returns: comparison.csv, a row for each (metric, setting) in order of appearance, also where nothing was usable.
     """
     samples = {
@@ -181,30 +294,13 @@ def compare(metrics: DataFrame, runs: DataFrame, groups: list[str]) -> DataFrame
     }
     none = np.empty(0)
     rows: list[list[object]] = []
-    for metric, setting in dict.fromkeys(at_minimum(metrics)[["metric", "setting"]].itertuples(index=False, name=None)):
+    for metric, setting in dict.fromkeys(
+        at_minimum(metrics, runs)[["metric", "setting"]].itertuples(index=False, name=None)
+    ):
         values = [samples.get((metric, setting, group), none) for group in groups]
         first, last = (values[0], values[-1]) if len(values) > 1 else (none, none)
         each = [cell for v in values for cell in (*t_interval(v), len(v))]
         tests = (*fieller(first, last), cliffs_delta(first, last), mann_whitney(first, last), nan)
         rows.append([metric, setting, *each, *tests])
     table = DataFrame(rows, columns=columns(groups))
-    return table.assign(p_holm=holm(table["p_value"].to_numpy(dtype=np.float64)))
-
-
-def verdict(row: Series) -> str:
-    """What a row of comparison.csv says, as a short phrase: 'large 3.2x (2.9 to 3.5)' or 'no clear difference'.
-
-    Args:
-        row: a row of comparison.csv, with or without its p-value.
-    Returns: the phrase; a difference is one with p_holm below 0.05.
-    """
-    groups = group_names(row)
-    if len(groups) < 2:
-        return ""
-    if np.isnan(row["p_holm"]):
-        return "too few values"
-    if not row["p_holm"] < ALPHA:
-        return "no clear difference"
-    if np.isnan(row["ratio"]):
-        return f"{groups[-1]} {'higher' if row['cliffs_delta'] > 0 else 'lower'}"
-    return f"{groups[-1]} {short(row['ratio'])}x ({short(row['ratio_low'])} to {short(row['ratio_high'])})"
+    return table.assign(p_holm=holm_once(table["p_value"].to_numpy(dtype=np.float64), hypotheses(table, same)))

@@ -234,12 +234,15 @@ def metrics(table: DataFrame) -> None:
 
 def complaints(table: DataFrame) -> list[str]:
     """A line for each metric whose value is missing or not to be trusted, runs with the same trouble together."""
+    from landscape_cli import analysis
+
     found: dict[tuple[str, ...], list[str]] = {}
-    for row in table[(table["status"] != "ok") & (table["status"] != "undefined")].to_dict("records"):
+    lost = table[(table["status"] != "ok") & (table["status"] != "undefined")]
+    for row in analysis.collapsed(lost, table).to_dict("records"):
         key = (row["metric"], row["setting"], row["status"], row["message"])
         found.setdefault(key, []).append(row["run_id"])
     return [
-        f"{metric}({setting}): {status}: {why} ({len(ids)} runs, first {ids[0]})"
+        f"{metric}({setting}): {status}: {why} ({len(set(ids))} runs, first {ids[0]})"
         for (metric, setting, status, why), ids in found.items()
     ]
 
@@ -249,9 +252,9 @@ def comparison(table: DataFrame, groups: list[str], runs_table: DataFrame, folde
 
     A terminal of 80 columns holds it; from 110 on the means carry the half width of their 95 % interval.
     """
-    from landscape_cli import report
+    from landscape_cli import analysis, experiment, report
 
-    out = _out()
+    out, same = _out(), experiment.same_as()
     ends = list(dict.fromkeys((groups[0], groups[-1])))
     wide = out.width >= 110
     head = [*(safe(g) for g in ends), *([f"{safe(ends[1])} / {safe(ends[0])}"] if len(ends) > 1 else []), "p"]
@@ -264,18 +267,21 @@ def comparison(table: DataFrame, groups: list[str], runs_table: DataFrame, folde
     out.print(view)
     out.print()
     if len(ends) > 1:
-        said = f"Ratio of means with its 95 % interval; p: Mann-Whitney, Holm over {table['p_value'].count()} rows."
+        tests = analysis.hypotheses(table, same)[table["p_value"].notna()].nunique()
+        said = f"Ratio of means with its 95 % interval; p: Mann-Whitney, Holm over {tests} tests."
         out.print(Text(said, style="dim"))
-    out.print(Text(safe(report.headline(runs_table, table))))
+    out.print(Text(safe(report.headline(runs_table, table, same))))
     out.print()
     out.print(Text(f"Report: {folder / 'report.html'}", style="bold"), soft_wrap=True)
 
 
 def _label(row: dict[Any, Any]) -> str:
     """Metric and setting, short: `regret m=10`, `sam_sharpness converged`."""
-    parts = [part.partition("=") for part in str(row["setting"]).split(";") if part]
-    told = [value if value.isalpha() else f"{SYMBOLS.get(key, key)}={value}" for key, _, value in parts]
-    return " ".join([row["metric"], *told])
+    from landscape_cli import analysis
+
+    parts = analysis.told(str(row["setting"])).items()
+    words = [v if v.isalpha() and key != "to" else f"{SYMBOLS.get(key, key)}={v}" for key, v in parts]
+    return " ".join([row["metric"], *words])
 
 
 SYMBOLS = {"minibatch_size": "m"}  # as the formulas write them

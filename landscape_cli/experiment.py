@@ -21,7 +21,7 @@ from landscape_cli.session import Record, Session, open_session
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-PICTURES = ("training_curves", "metric_by_group", "metric_vs_gap")
+PICTURES = ("training_curves", "metric_by_group", "metric_vs_gap", "regret_by_radius")
 
 
 @contextmanager
@@ -77,10 +77,15 @@ def compare(session: Session, *, fresh: bool = False, wait: bool = False) -> Dat
         finally:
             records = session.finished()
             run_table, metric_table = _runs_table(session), _metrics_table(session, records, settings_of)
-        table = analysis.compare(metric_table, run_table, session.groups)
+        table = analysis.compare(metric_table, run_table, session.groups, same_as())
         store.write(session.folder / "comparison.csv", store.table_bytes(table))
         draw(session.folder, list(records.values()), session.groups, session)
     return table
+
+
+def same_as() -> dict[str, str]:
+    """Metric -> the metric of which it is a monotone function, for those that say so."""
+    return {name: entry.facts["same"] for name, entry in REGISTRY["metric"].items() if entry.facts.get("same")}
 
 
 def _runs_table(session: Session) -> DataFrame:
@@ -113,11 +118,17 @@ def draw(folder: Path, records: Sequence[Record], groups: list[str], session: Se
     if session:
         session.watch("draw", {})
     run_table, metric_table = (store.read_table(folder / t) for t in tables[:2])
-    plots.training_curves(records, folder / "plots" / PICTURES[0])
-    plots.metric_by_group(metric_table, run_table, groups, folder / "plots" / PICTURES[1])
-    plots.metric_vs_gap(metric_table, run_table, folder / "plots" / PICTURES[2])
+    stems = [folder / "plots" / name for name in PICTURES]
+    drawn = [
+        *plots.training_curves(records, stems[0]),
+        *plots.metric_by_group(metric_table, run_table, groups, stems[1]),
+        *plots.metric_vs_gap(metric_table, run_table, stems[2]),
+        *plots.regret_by_radius(metric_table, run_table, groups, stems[3]),
+    ]
+    for stale in {stem.with_suffix(kind) for stem in stems for kind in (".png", ".svg")}.difference(drawn):
+        stale.unlink(missing_ok=True)  # of tables that had more to show
     about = {name: entry.summary for name, entry in REGISTRY["metric"].items()}
-    store.write(page, report.render(folder, about))
+    store.write(page, report.render(folder, about, same_as()))
     store.write(stamp, key.encode())
 
 

@@ -52,6 +52,7 @@ class _Dense(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, W)
+        ctx.save_for_forward(x, W)
         if 4 * W.shape[1] < W.shape[2]:  # few outputs, the logits
             return torch.bmm(W, x.mT).mT if b is None else torch.baddbmm(b[:, :, None], W, x.mT).mT
         return torch.bmm(x, W.mT) if b is None else torch.baddbmm(b[:, None], x, W.mT)
@@ -64,6 +65,13 @@ class _Dense(torch.autograd.Function):
             torch.bmm(g.mT, x) if need[1] else None,
             g.sum(1) if need[2] else None,
         )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        (dx, dW, db), (x, W) = tangents, ctx.saved_tensors
+        out = x.new_zeros(*x.shape[:2], W.shape[1]) if dx is None else torch.bmm(dx, W.mT)
+        out = out if dW is None else torch.baddbmm(out, x, dW.mT)
+        return out if db is None else out + db[:, None]
 
 
 def _linear(layer: Any, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:

@@ -87,3 +87,33 @@ def _ritz(alpha: Tensor, beta: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     values, S = torch.linalg.eigh(tridiagonal(alpha, beta[:, :-1]))
     values, S = values[:, -k:].flip(1), S[:, :, -k:].flip(2)
     return values, S, beta[:, -1:] * S[:, -1].abs()
+
+
+def conjugate_gradients(
+    A: Product, b: Tensor, *, tolerance: float = 1e-6, max_steps: int = 500
+) -> tuple[Tensor, Tensor, int]:
+    """Solve A x = b for K positive definite operators at once.
+
+    Args:
+        A: (K, p) -> (K, p).
+        b: (K, p).
+        tolerance: of |b - A x| / |b|; a row that has reached it is left alone.
+        max_steps: products at most.
+    Returns: x (K, p), relative residuals (K,) in float64, products used.
+    Source: Hestenes & Stiefel 1952.
+    """
+    x, r, d = torch.zeros_like(b), b.clone(), b.clone()
+    rr = r.double().square().sum(1)
+    size, steps = rr.clamp_min(torch.finfo(torch.float64).tiny), 0
+    while steps < max_steps and bool((live := rr > tolerance**2 * size).any()):
+        Ad, steps = A(d), steps + 1
+        curvature = (d.double() * Ad.double()).sum(1)
+        live = live & (curvature > 0)
+        alpha = torch.where(live, rr / curvature.where(live, 1), 0)[:, None].to(b.dtype)
+        x, r = x + alpha * d, r - alpha * Ad
+        new = r.double().square().sum(1)
+        d = torch.where(live[:, None], r + (new / rr.where(live, 1))[:, None].to(b.dtype) * d, d)
+        rr = torch.where(live, new, rr)
+        if not bool(live.any()):
+            break
+    return x, (rr / size).sqrt(), steps

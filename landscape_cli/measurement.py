@@ -50,8 +50,10 @@ def measure(
         size = max(1, MEMORY // (8 * min(n, GRAM_SAMPLES) ** 2))
         for piece in ([records[i] for i in stack[j : j + size]] for j in range(0, len(stack), size)):
             at = point(session, piece, settings)
+            if any(REGISTRY["metric"][name].facts["pairs"] for name, _ in lacking):
+                at.peers = _peers(session, records, settings_of, settings)
             for what in lacking:
-                _measure(session, at, piece, settings, what, lacks)
+                _measure(session, at, piece, settings, what, lacks, _inputs(records, settings_of, what[0]))
 
 
 def _stacks(records: dict[str, Record]) -> list[list[str]]:
@@ -91,6 +93,32 @@ def point(session: Session, records: list[Record], settings: dict[str, Any]) -> 
     return Point(flatten(params), train, test, flatten(initial) if initial else None)
 
 
+def _alike(records: dict[str, Record], settings_of: dict[str, Any], settings: dict[str, Any]) -> list[Record]:
+    """The minima of the same model, those of diverged runs left out: what a metric of pairs looks at."""
+    ok = (r for r in records.values() if r["status"] != "diverged")
+    return [r for r in ok if settings_of[r["run_id"]]["model"] == settings["model"]]
+
+
+def _peers(
+    session: Session, records: dict[str, Record], settings_of: dict[str, Any], settings: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    alike = _alike(records, settings_of, settings)
+    theta = torch.cat([point(session, [record], settings).theta for record in alike])
+    return {record["run_id"]: row for record, row in zip(alike, theta, strict=True)}
+
+
+def _inputs(records: dict[str, Record], settings_of: dict[str, Any], metric: str) -> Callable[[Record], str]:
+    """The hash of the minimum, or of all minima, that a cell of this metric was made from."""
+    if metric not in REGISTRY["metric"] or not REGISTRY["metric"][metric].facts["pairs"]:
+        return lambda record: str(record["minimum"]["sha256"])
+
+    def of_all(record: Record) -> str:
+        alike = _alike(records, settings_of, settings_of[record["run_id"]])
+        return config.digest([record["minimum"]["sha256"], sorted(r["minimum"]["sha256"] for r in alike)], 64)
+
+    return of_all
+
+
 def _measure(
     session: Session,
     at: Point,
@@ -98,6 +126,7 @@ def _measure(
     settings: dict[str, Any],
     what: Measurement,
     lacks: Callable[[str, Measurement], bool],
+    inputs: Callable[[Record], str],
 ) -> None:
     """One metric on one stack: its cells, after those of the intermediates that it was the first to need."""
     engine.check()
@@ -112,9 +141,10 @@ def _measure(
             shared: Measurement = (f"_shared:{helper}", {})
             cells.append(_cell(record, settings, shared, [{**EMPTY, "setting": ""}], at.seconds[helper] / len(records)))
         if lacks(record["run_id"], what):
-            rows = [_row(name, own, extra, estimate, k) for extra, estimate in estimates.items()]
+            itself = f"to={record['run_id']}"
+            rows = [_row(name, own, extra, e, k) for extra, e in estimates.items() if extra != itself]
             spent = (at.seconds[name] - before.get(name, 0.0)) / len(records)
-            cells.append(_cell(record, settings, what, rows, spent))
+            cells.append(_cell(record, settings, what, rows, spent) | {"inputs": inputs(record)})
     store.write_cells(session.folder, cells)
     session.watch("cell", {"metric": name, "runs": len(records)})
 
@@ -175,8 +205,10 @@ def setting(name: str, own: dict[str, Any], extra: str = "") -> str:
     """What tells the rows of a metric apart: the settings that it lists several values of, and those not at default."""
     entry = REGISTRY["metric"][name]
     grids, plain = entry.facts["grids"], entry.defaults
-    told = [f"{k}={flow(v)}" for k, v in own.items() if k in grids or v != plain.get(k)]
-    return ";".join(sorted([*told, *([extra] if extra else [])]))
+    told = {k: f"{k}={flow(v)}" for k, v in own.items() if k in grids or v != plain.get(k)}
+    if extra:  # a row of several: it says which of a list, or how many there really were
+        told[extra.partition("=")[0]] = extra
+    return ";".join(sorted(told.values()))
 
 
 def _cell(
@@ -200,7 +232,7 @@ def current(session: Session, records: dict[str, Record], settings_of: dict[str,
     return [
         cell
         for cell in cells
-        if cell["inputs"] == records[cell["run_id"]]["minimum"]["sha256"]
+        if cell["inputs"] == _inputs(records, settings_of, cell["metric"])(records[cell["run_id"]])
         and (cell["metric"] in REGISTRY["metric"] or cell["metric"].startswith("_shared:"))
         and cell["key"] == key_of(settings_of[cell["run_id"]], (cell["metric"], cell["settings"]))
     ]

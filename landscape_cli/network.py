@@ -8,11 +8,13 @@ layers in the tables of layers.py run on batched matrix products and grouped con
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
+import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
@@ -120,13 +122,24 @@ def build(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype = 
 def _fault(network: Network, input_shape: tuple[int, ...]) -> str:
     """Why two copies do not run on two samples; empty if they do."""
     params, buffers = stack([network.module, network.module])
-    x = next(iter(params.values())).new_zeros(2, *input_shape)
+    rng, dtype = torch.Generator().manual_seed(0), next(iter(params.values())).dtype
+    params = {n: p + 0.1 * torch.randn(p.shape, generator=rng, dtype=dtype).to(p.device) for n, p in params.items()}
+    x = torch.randn(2, *input_shape, generator=rng, dtype=dtype).to(next(iter(params.values())).device)
+    plain = replace(network, dtype=dtype)
     try:
         with torch.no_grad():
-            out, alone = network(params, buffers, x), network.module(x)
+            out = plain(params, buffers, x)
+            runs = [tuple({n: t[k] for n, t in side.items()} for side in (params, buffers)) for k in (0, 1)]
+            alone = [network._single(own, state, x) for own, state in runs]
     except Exception as error:
         return (str(error).splitlines() or [type(error).__name__])[0]
-    return "" if out.shape[1:] == alone.shape else f"shape {tuple(out.shape[1:])} where {tuple(alone.shape)} is due"
+    if out.shape[1:] != alone[0].shape:
+        return f"shape {tuple(out.shape[1:])} where {tuple(alone[0].shape)} is due"
+    apart = float((out - torch.stack(alone)).abs().max())
+    size = max(1.0, float(out.abs().max()))
+    return (
+        "" if apart <= 1e-3 * size else f"logits that are off by {apart:.2g}: its forward pass does what no trace shows"
+    )
 
 
 def stack(modules: list[nn.Module]) -> tuple[Params, Params]:
@@ -303,8 +316,22 @@ def _spare(node: fx.Node, x: Tensor) -> bool:
 def _apply(layer: nn.Module, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:
     out = LAYERS[type(layer)](layer, own, x, how, name)
     if how.taps is not None and any(True for _ in layer.parameters()):
-        out = out if out.requires_grad else out.detach().requires_grad_()
-        how.taps.append(Tap(name, layer, x.detach(), out))
+        out = out if out.requires_grad else out + out.new_zeros((), requires_grad=True)
+        how.taps.append(Tap(name, layer, off_graph(x), out))
+    return out
+
+
+def moving(params: Params, along: Params) -> Params:
+    """Parameters that carry a tangent each; inside of a `fwAD.dual_level`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch compiles its own rules by a function it calls outdated
+        return {n: fwAD.make_dual(p, along[n]) for n, p in params.items()}
+
+
+def off_graph(x: Tensor) -> Tensor:
+    """x without its graph, with its tangent if it has one."""
+    value, tangent = fwAD.unpack_dual(x)
+    out: Tensor = value.detach() if tangent is None else fwAD.make_dual(value.detach(), tangent.detach())
     return out
 
 
@@ -324,7 +351,9 @@ __all__ = [
     "Tap",
     "build",
     "collect_statistics",
+    "moving",
     "norm_layers",
+    "off_graph",
     "piecewise_linear",
     "set_modes",
     "stack",

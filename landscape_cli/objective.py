@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 
 import torch
+import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from torch import Tensor
 
-from landscape_cli.network import Network, Params
+from landscape_cli.network import Network, Params, moving
 
 MEMORY = 2**30  # bytes that the saved activations of one pass may take
 CACHE = 2**23  # bytes of activations at which a pass over small layers still stays in the cache
@@ -29,7 +31,7 @@ def sample_losses(logits: Tensor, y: Tensor) -> Tensor:
         y: class numbers (...).
     Returns: (...), in nats.
     """
-    t, _ = _log_odds(logits, y)
+    t, _ = log_odds(logits, y)
     return F.softplus(t, threshold=50)
 
 
@@ -41,13 +43,13 @@ def residuals(logits: Tensor, y: Tensor) -> Tensor:
         y: class numbers (...).
     Returns: (..., C).
     """
-    t, others = _log_odds(logits, y)
+    t, others = log_odds(logits, y)
     wrong = torch.sigmoid(t)[..., None]  # 1 - p_y
     r = torch.softmax(others, -1) * wrong
     return r.scatter(-1, y[..., None], -wrong)
 
 
-def _log_odds(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def log_odds(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Log odds against the true class (...), and the logits with that class at -inf (..., C)."""
     index = y[..., None]
     others = logits.scatter(-1, index, float("-inf"))
@@ -67,8 +69,8 @@ class Objective:
         network: how the stack is run.
         like: parameters name -> (K, *shape); only their names and shapes matter.
         buffers: name -> (K, *shape).
-        x: inputs (n, ...), shared by all K.
-        y: labels (n,).
+        x: inputs (n, ...), shared by all K, or (K, n, ...).
+        y: labels (n,) or (K, n).
     """
 
     network: Network
@@ -82,14 +84,47 @@ class Objective:
         parts = theta.split([t[0].numel() for t in self.like.values()], 1)
         return {n: part.view(len(theta), *t.shape[1:]) for (n, t), part in zip(self.like.items(), parts, strict=True)}
 
+    @cached_property
+    def columns(self) -> dict[str, slice]:
+        """Where each parameter tensor lies in theta."""
+        ends = list(accumulate(t[0].numel() for t in self.like.values()))
+        return {n: slice(start, end) for n, start, end in zip(self.like, [0, *ends], ends, strict=False)}
+
+    @property
+    def n(self) -> int:
+        """How many samples each loss averages over."""
+        return self.y.shape[-1]
+
     def subset(self, index: Tensor) -> Objective:
         """The same objective on some of the samples."""
-        return replace(self, x=self.x[index], y=self.y[index])
+        part = replace(self, x=self.x[index], y=self.y[index])
+        part.__dict__["bytes_per_sample"] = self.bytes_per_sample  # it costs a forward pass
+        return part
+
+    def rows(self, index: Tensor | slice) -> Objective:
+        """The objective of some of the minima."""
+        like, buffers = ({n: t[index] for n, t in side.items()} for side in (self.like, self.buffers))
+        x, y = (self.x[index], self.y[index]) if self.y.dim() == 2 else (self.x, self.y)
+        return replace(self, like=like, buffers=buffers, x=x, y=y)
 
     def alone(self, k: int) -> Objective:
         """The objective of minimum k, a stack of one."""
-        like, buffers = ({n: t[k : k + 1] for n, t in side.items()} for side in (self.like, self.buffers))
-        return replace(self, like=like, buffers=buffers)
+        return self.rows(slice(k, k + 1))
+
+    def each(self, minibatches: Tensor) -> Objective:
+        """Every minimum on every minibatch (M, m) of its own: a stack of K M rows, minibatches running fastest."""
+        K, M = len(next(iter(self.like.values()))), len(minibatches)
+        like, buffers = ({n: t.repeat_interleave(M, 0) for n, t in side.items()} for side in (self.like, self.buffers))
+        x, y = (t[minibatches].expand(K, *minibatches.shape, *t.shape[1:]).flatten(0, 1) for t in (self.x, self.y))
+        return replace(self, like=like, buffers=buffers, x=x, y=y)
+
+    def to(self, dtype: torch.dtype) -> Objective:
+        """The same objective with all numbers in another type."""
+        like, buffers = (
+            {n: t.to(dtype) if t.is_floating_point() else t for n, t in side.items()}
+            for side in (self.like, self.buffers)
+        )
+        return replace(self, network=replace(self.network, dtype=dtype), like=like, buffers=buffers, x=self.x.to(dtype))
 
     def logits(self, theta: Tensor) -> Tensor:
         """(K, n, C), no gradient."""
@@ -102,7 +137,7 @@ class Objective:
         params = self.unflatten(theta)
         with torch.no_grad():
             parts = [self._sum(params, x, y) for x, y in self.chunks(CACHE)]
-        return torch.stack(parts).sum(0) / len(self.y)
+        return torch.stack(parts).sum(0) / self.n
 
     def loss_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Average loss (K,) in float64 and its gradient (K, p) in theta's type, chunks summed in float64."""
@@ -114,7 +149,20 @@ class Objective:
             slopes = torch.autograd.grad(part.sum(), list(params.values()), materialize_grads=True)
             gradient += torch.cat([g.flatten(1) for g in slopes], 1)
             loss += part.detach()
-        return loss / len(self.y), (gradient / len(self.y)).to(theta.dtype)
+        return loss / self.n, (gradient / self.n).to(theta.dtype)
+
+    def symmetrized_kl(self, theta: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+        """KL(p || q) + KL(q || p) averaged over inputs (K,), p the predictions at theta, and its gradient (K, p).
+
+        Args:
+            theta: (K, p).
+            reference: logits of q (K, n, C) or (1, n, C).
+        """
+        params, there = self._leaves(theta), torch.log_softmax(reference, -1)
+        here = torch.log_softmax(self.network(params, self.buffers, self.x), -1)
+        value = ((here.exp() - there.exp()) * (here - there)).sum(-1).double().mean(1)
+        slopes = torch.autograd.grad(value.sum(), list(params.values()), materialize_grads=True)
+        return value.detach(), torch.cat([g.flatten(1) for g in slopes], 1)
 
     def hessian_product(self, theta: Tensor, *, residual_part: bool = False) -> Product:
         """The function v -> H v, (K, p) -> (K, p).
@@ -142,19 +190,42 @@ class Objective:
                     ends, ways = zip(*moving, strict=True)
                     Hv = torch.autograd.grad(ends, leaves, ways, retain_graph=kept is not None, materialize_grads=True)
                     total += torch.cat([h.flatten(1) for h in Hv], 1)
-            return (total / len(self.y)).to(theta.dtype)
+            return (total / self.n).to(theta.dtype)
+
+        return product
+
+    def fisher_product(self, theta: Tensor) -> Product:
+        """The function v -> F v, (K, p) -> (K, p), with the true Fisher information F = (1/n) sum_i J_i^T S_i J_i.
+
+        One forward pass carries the tangents J v, one backward pass takes S J v home.
+
+        Args:
+            theta: the minima (K, p).
+        """
+
+        def product(v: Tensor) -> Tensor:
+            total = torch.zeros(theta.shape, dtype=torch.float64, device=theta.device)
+            params = self._leaves(theta)
+            for x, _ in self.chunks(CACHE):
+                with fwAD.dual_level():
+                    z, along = fwAD.unpack_dual(self.network(moving(params, self.unflatten(v)), self.buffers, x))
+                p, along = torch.softmax(z.detach(), -1), torch.zeros_like(z) if along is None else along.detach()
+                home = p * (along - (p * along).sum(-1, keepdim=True))
+                slopes = torch.autograd.grad(z, list(params.values()), home, materialize_grads=True)
+                total += torch.cat([g.flatten(1) for g in slopes], 1)
+            return (total / self.n).to(theta.dtype)
 
         return product
 
     def chunks(self, budget: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The samples in pieces of `chunk_size(budget)`."""
-        size = self.chunk_size(budget)
-        yield from zip(self.x.split(size), self.y.split(size), strict=True)
+        size, along = self.chunk_size(budget), self.y.dim() - 1
+        yield from zip(self.x.split(size, along), self.y.split(size, along), strict=True)
 
     def chunk_size(self, budget: int) -> int:
         """How many samples have their saved activations in `budget` bytes; at least one; equal pieces of the set."""
         size = max(1, int(budget // max(1, self.bytes_per_sample)))
-        return -(-len(self.y) // -(-len(self.y) // size))
+        return -(-self.n // -(-self.n // size))
 
     @cached_property
     def bytes_per_sample(self) -> int:
@@ -169,7 +240,9 @@ class Objective:
             return t
 
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):  # `loss` comes without
-            self._sum(one, self.x[:1], self.y[:1], {n: b[:1] for n, b in self.buffers.items()})
+            first = self.alone(0) if self.y.dim() == 2 else self
+            x, y = next(zip(first.x.split(1, self.y.dim() - 1), first.y.split(1, self.y.dim() - 1), strict=True))
+            self._sum(one, x, y, {n: b[:1] for n, b in self.buffers.items()})
         return sum(kept.values()) * len(next(iter(self.like.values())))
 
     def _sum(self, params: Params, x: Tensor, y: Tensor, buffers: Params | None = None) -> Tensor:
@@ -188,3 +261,41 @@ class Objective:
         else:
             total = self._sum(params, x, y).sum()
         return torch.autograd.grad(total, list(params.values()), create_graph=True, materialize_grads=True)
+
+
+@dataclass(frozen=True)
+class Block:
+    """An objective as a function of a few coordinates of each row, the others held at theta.
+
+    Args:
+        of: the objective of R rows.
+        theta: where the others stay (R, p).
+        columns: which coordinates move (R, s).
+    """
+
+    of: Objective
+    theta: Tensor
+    columns: Tensor
+
+    @property
+    def y(self) -> Tensor:
+        """Labels, whose number is that of the samples."""
+        return self.of.y
+
+    def _at(self, part: Tensor) -> Tensor:
+        return self.theta.scatter(1, self.columns, part)
+
+    def loss(self, part: Tensor) -> Tensor:
+        """(R, s) -> (R,)."""
+        return self.of.loss(self._at(part))
+
+    def loss_and_gradient(self, part: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, s) -> (R,), (R, s)."""
+        loss, gradient = self.of.loss_and_gradient(self._at(part))
+        return loss, gradient.gather(1, self.columns)
+
+    def hessian_product(self, part: Tensor) -> Product:
+        """v -> H_BB v, (R, s) -> (R, s)."""
+        H = self.of.hessian_product(self._at(part))
+        nothing = torch.zeros_like(self.theta)
+        return lambda v: H(nothing.scatter(1, self.columns, v)).gather(1, self.columns)

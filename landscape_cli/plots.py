@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from pandas import DataFrame
 from scipy import stats
 
-from landscape_cli.analysis import OUTCOMES, Values, printable, t_interval, usable
+from landscape_cli.analysis import OUTCOMES, Values, at_radii, first_order, printable, t_interval, usable
 from landscape_cli.atomic import write_many
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito 2008: colour-blind safe
@@ -49,6 +49,11 @@ STYLE = {
 DPI = 150
 WIDTH = 10.0  # inches, a report's width
 MAX_PANELS = 60  # more would pass the size limit of a PNG, and nobody would read them
+RADIUS = {
+    "regret_exact": "radius relative to the length of all parameters",
+    "regret_kl_exact": "radius, square root of symmetrized KL (nats$^{0.5}$)",
+}
+DASHED = (0, (3, 2))
 
 
 class Look(NamedTuple):
@@ -103,6 +108,14 @@ def scale(ax: Axes, which: Literal["x", "y"], values: Iterable[float] | Values, 
     axis.set_major_formatter(FuncFormatter(tick))
 
 
+def heights(ax: Axes, values: Values, ends: Sequence[float]) -> None:
+    """Scale the vertical axis; where it is log, an end of an interval below 0 runs out of the panel."""
+    scale(ax, "y", values)
+    if spans_decades(values):
+        seen = [*values, *(end for end in ends if isfinite(end) and end > 0)]
+        ax.set_ylim(min(seen) / 1.4, max(seen) * 1.4)
+
+
 def jitter(n: int, width: float) -> Values:
     """(n,) offsets in [-width/2, width/2], spread evenly and the same every time (golden-ratio sequence)."""
     return np.asarray(((np.arange(n) * 0.6180339887 + 0.5) % 1 - 0.5) * width, dtype=np.float64)
@@ -140,11 +153,11 @@ def panel_title(ax: Axes, metric: str, detail: str) -> None:
     )
 
 
-def panels(count: int, height: float = 1.95) -> tuple[Figure, list[Axes]]:
-    """A figure of small multiples, at most four a row, and its axes in reading order; unused ones are removed."""
-    cols = min(4, count)
+def panels(count: int, height: float = 1.95, per_row: int = 4) -> tuple[Figure, list[Axes]]:
+    """A figure of small multiples, and its axes in reading order; unused ones are removed."""
+    cols = min(per_row, count)
     rows = ceil(count / cols)
-    figure = Figure(figsize=(max(4.0, WIDTH * cols / 4), rows * height + 0.5), layout="constrained")
+    figure = Figure(figsize=(max(4.0, WIDTH * cols / per_row), rows * height + 0.5), layout="constrained")
     axes = list(figure.subplots(rows, cols, squeeze=False).flat)
     for ax in axes[count:]:
         ax.remove()
@@ -221,35 +234,29 @@ def training_curves(records: Sequence[Mapping[str, Any]], stem: Path) -> list[Pa
         for ax, x, label in zip(axes, ("step", "epoch"), ("step (minibatch updates)", "epoch (passes)"), strict=True):
             curves = [curve(record, x) for record in drawn]
             for record, (at, loss) in zip(drawn, curves, strict=True):
-                dashed = "-" if record.get("status") == "ok" else (0, (3, 2))
+                dashed = "-" if record.get("status") == "ok" else DASHED
                 ax.plot(at, loss, lw=0.9, alpha=0.75, color=style[str(record["group"])].color, ls=dashed)
             scale(ax, "x", np.concatenate([at for at, _ in curves]), 7)
             ax.set_xlabel(label)
         scale(axes[0], "y", np.concatenate([curve(record, "step")[1] for record in drawn]), 7)
         axes[0].set_ylabel("training loss (nats)")
         odd = any(record.get("status") != "ok" for record in drawn)
-        extra = [Line2D([], [], color=MUTED, ls=(0, (3, 2)), label="dashed: did not end ok")] if odd else []
+        extra = [Line2D([], [], color=MUTED, ls=DASHED, label="dashed: did not end ok")] if odd else []
         legend(figure, {f"{g} ({sizes.count(g)})": style[g] for g in groups}, lines=True, extra=extra)
         return save(figure, stem)
 
 
 def group_panel(ax: Axes, values: Sequence[Values], style: Sequence[Look], names: Sequence[str]) -> None:
     """Each group's values as dots, its mean and 95 % interval beside them."""
-    seen: list[float] = []
+    ends: list[float] = []
     for i, (v, (color, marker)) in enumerate(zip(values, style, strict=True)):
         ax.scatter(i - 0.14 + jitter(len(v), 0.3), v, s=13, marker=marker, color=color, alpha=0.55, lw=0)
         mean, low, high = t_interval(v)
         if len(v) > 1:
             ax.vlines(i + 0.22, low, high, color=color, lw=1.8)
             ax.hlines(mean, i + 0.12, i + 0.32, color=color, lw=1.8)
-        seen += [*v, *(end for end in (low, high) if isfinite(end))]
-    every = np.concatenate(list(values))
-    if spans_decades(every):  # an interval may reach below 0: it runs out of the panel
-        seen = [end for end in seen if end > 0]
-        scale(ax, "y", every)
-        ax.set_ylim(min(seen) / 1.4, max(seen) * 1.4)
-    else:
-        scale(ax, "y", every)
+        ends += [low, high]
+    heights(ax, np.concatenate(list(values)), ends)
     fits = sum(len(name) + 2 for name in names) <= 30  # else the legend alone names them
     ax.set_xticks(range(len(names)), list(names) if fits else [""] * len(names), parse_math=False)
     ax.set_xlim(-0.6, len(names) - 0.4)
@@ -326,4 +333,56 @@ def metric_vs_gap(metrics: DataFrame, runs: DataFrame, stem: Path) -> list[Path]
         figure.supylabel("loss gap: test - train loss (nats)".replace(" - ", " \N{MINUS SIGN} "), fontsize=8.5)
         text = "dot: a run; horizontal axis: the metric's value in its own unit; ρ: Spearman's rank correlation"
         note(figure, text if len(shown) <= MAX_PANELS else f"{text}; first {MAX_PANELS} of {len(shown)} panels")
+        return save(figure, stem)
+
+
+def radius_panel(ax: Axes, part: DataFrame, linear: DataFrame, style: Mapping[str, Look]) -> None:
+    """Each group's mean against the radius, with its 95 % band, and its first-order value as a dashed line."""
+    points: list[Values] = []
+    ends: list[Values] = []
+    for group, (color, marker) in style.items():
+        mine = list(part[part["group"] == group].groupby("radius")["value"])
+        if not mine:
+            continue
+        radii, values = zip(*mine, strict=True)
+        mean, low, high = np.array([t_interval(v.to_numpy(dtype=np.float64)) for v in values]).T
+        ax.fill_between(radii, low, high, color=color, alpha=0.16, lw=0)
+        ax.plot(radii, mean, color=color, marker=marker, ms=3.5, lw=1.4)
+        points, ends = [*points, mean], [*ends, low, high]
+        first = linear.loc[linear["group"] == group, "value"].to_numpy(dtype=np.float64)
+        if len(first):
+            ax.axhline(first.mean(), color=color, lw=1.1, ls=DASHED)
+            points.append(first.mean(keepdims=True))
+    heights(ax, np.concatenate(points), np.concatenate(ends).tolist())
+    scale(ax, "x", part["radius"], 7)
+    if not spans_decades(part["radius"]):  # too few decades for round ticks
+        ax.set(xscale="log", xticks=[part["radius"].min(), part["radius"].max()])
+        ax.xaxis.set(minor_locator=NullLocator(), major_formatter=FuncFormatter(tick))
+
+
+def regret_by_radius(metrics: DataFrame, runs: DataFrame, groups: list[str], stem: Path) -> list[Path]:
+    """One panel a regret at finite radius: how far one may walk before the linear formula misjudges it.
+
+    Args:
+        metrics: metrics.csv.
+        runs: runs.csv.
+        groups: their names.
+        stem: path without suffix.
+    Returns: the files written, none if no such metric was measured at two radii or more.
+    """
+    table = usable(metrics, runs)
+    table = table[table["group"].isin(groups)]
+    shown = by_setting(at_radii(table))[:MAX_PANELS]
+    if not shown:
+        return []
+    style = looks(groups)
+    with styled():
+        figure, axes = panels(len(shown), 3.0, per_row=min(2, len(shown)))
+        for ax, (metric, setting, part) in zip(axes, shown, strict=True):
+            radius_panel(ax, part, first_order(table, metric, setting), style)
+            ax.set(xlabel=RADIUS[metric], ylabel="regret per unit radius, R / ε")
+            panel_title(ax, metric, setting)
+        legend(figure, style, lines=True, extra=[Line2D([], [], color=MUTED, ls=DASHED, label="dashed: first order")])
+        text = "line: mean over the runs of a group; band: its 95 % interval; dashed: mean of the first-order formula"
+        note(figure, text)
         return save(figure, stem)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import wraps
+from dataclasses import dataclass, field, replace
+from functools import cached_property, wraps
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from landscape_cli import linalg, samples
+from landscape_cli import fisher, linalg, samples
 from landscape_cli.network import piecewise_linear
 from landscape_cli.objective import Objective, sample_losses
 
 GRAM_SAMPLES = 4096  # up to here the Gram matrix of single-sample gradients is formed, n^2 float64 numbers a minimum
+GRAM_MEMORY = 2**29  # bytes that one run may take on the way to it
 STATUS = ("ok", "not_converged", "undefined", "unresolved", "failed")
 Method = TypeVar("Method", bound=Callable[..., Any])
 Split = Literal["train", "test"]
@@ -74,6 +75,28 @@ def over_draws(values: Tensor, samples: int | None = None) -> Estimate:
     return Estimate(values.mean(1), error, samples)
 
 
+def unit(length: Tensor) -> Tensor:
+    """1 / |g|, and 0 for a zero gradient, whose cosine with anything is 0."""
+    return torch.where(length > 0, 1 / length.clamp_min(torch.finfo(length.dtype).tiny), 0)
+
+
+def regret_of(gram: Tensor) -> Tensor:
+    """Mean over ordered pairs a != b of |g_b| (1 - cos(g_a, g_b)), for inner products (..., M, M); shape (...)."""
+    own = gram.diagonal(dim1=-2, dim2=-1)
+    length = own.clamp_min(0).sqrt()
+    others = gram.sum(-1) - own  # sum over b != a of <g_a, g_b>
+    return length.mean(-1) - (others * unit(length)).mean(-1) / (gram.shape[-1] - 1)
+
+
+def over_pairs(h: Tensor) -> Estimate:
+    """Mean of h (K, M, M) over a != b; standard error by the jackknife, one minibatch left out at a time (M >= 3)."""
+    M = h.shape[1]
+    h = h - torch.diag_embed(h.diagonal(dim1=1, dim2=2))
+    total = h.sum((1, 2))
+    left_out = (total[:, None] - h.sum(1) - h.sum(2)) / ((M - 1) * (M - 2))  # (K, M)
+    return Estimate(total / (M * (M - 1)), (M - 1) / M**0.5 * left_out.std(1), M)
+
+
 def shared(method: Method) -> Method:
     """Compute once per Point and arguments; the time goes to `seconds` under the method's name."""
 
@@ -97,12 +120,14 @@ class Point:
         train: the average training loss, on which metrics are taken.
         test: the average test loss.
         initial: parameters before training (K, p), if known.
+        peers: all minima of the experiment with as many parameters, run id -> (p,); those of this stack too.
     """
 
     theta: Tensor
     train: Objective
     test: Objective
     initial: Tensor | None = None
+    peers: dict[str, Tensor] = field(default_factory=dict, repr=False)
     seconds: dict[str, float] = field(default_factory=dict)
     _known: dict[Any, Any] = field(default_factory=dict, repr=False)
     _nested: list[float] = field(default_factory=list, repr=False)
@@ -142,41 +167,101 @@ class Point:
         """Gradient of the average training loss (K, p)."""
         return self.train.loss_and_gradient(self.theta)[1]
 
+    @cached_property
+    def in_double(self) -> Point:
+        """The same minima with all numbers in float64, for what float32 cannot resolve."""
+        f64 = torch.float64
+        own = Point(self.theta.double(), self.train.to(f64), self.test.to(f64))
+        own.seconds, own._nested = self.seconds, self._nested
+        return own
+
     @shared
     def sample_gram(self) -> Tensor:
         """Inner products of all single-sample gradients (K, n, n), float64."""
         return samples.sample_gram(self.train, self.theta)
 
-    @property
+    @cached_property
     def has_sample_gram(self) -> bool:
-        """Whether the training set is small enough for it."""
-        return len(self.train.y) <= GRAM_SAMPLES
+        """Whether the training set is small enough for it, and what one run needs on the way."""
+        return self.train.n <= GRAM_SAMPLES and samples.gram_bytes(self.train) <= GRAM_MEMORY
 
     @shared
+    def gradient_squares(self) -> Tensor:
+        """|g_i|^2 of every training sample (K, n), float64."""
+        if self.has_sample_gram:
+            return self.sample_gram().diagonal(dim1=1, dim2=2)
+        return samples.squared_norms(self.train, self.theta)
+
+    @shared
+    def mean_gradient_square(self) -> Tensor:
+        """|G|^2 of the average training loss (K,), float64."""
+        if self.has_sample_gram:
+            return self.sample_gram().mean((1, 2)).clamp_min(0)
+        return self.gradient().double().square().sum(1)
+
     def gradient_gram(self, minibatch_size: int, minibatches: int, partitions: int, seed: int) -> Tensor:
         """Inner products <g_a, g_b> of minibatch gradients (K, D, M, M), float64, for D independent draws.
 
-        Each draw takes M = min(minibatches, n // minibatch_size) disjoint minibatches, the same for all minima. With
-        minibatch_size 1 and the Gram matrix of single samples at hand, that matrix itself is the only draw: D = 1,
-        M = n, and means over its pairs are exact. Else its block means serve, and minibatch gradients where it is
-        too large.
+        With minibatch_size 1 and the Gram matrix of single samples at hand, that matrix itself is the only draw:
+        D = 1, M = n, and means over its pairs are exact. Else as `drawn_gram`.
         """
-        n, m = len(self.train.y), minibatch_size
-        if m == 1 and self.has_sample_gram:
+        if minibatch_size == 1 and self.has_sample_gram:
             return self.sample_gram()[:, None]
-        M, rng = min(minibatches, n // m), torch.Generator().manual_seed(seed)
-        draws = torch.stack([torch.randperm(n, generator=rng)[: M * m].view(M, m) for _ in range(partitions)])
-        draws = draws.to(self.theta.device)
-        if not self.has_sample_gram:
-            return torch.stack([self._minibatch_gram(draw) for draw in draws], 1)
-        B = torch.zeros(partitions, M, n, dtype=torch.float64, device=self.theta.device).scatter(2, draws, 1 / m)
-        gram = self.sample_gram()
-        return torch.stack([B @ (G @ B.flatten(0, 1).mT).unflatten(1, (partitions, M)).movedim(1, 0) for G in gram])
+        return self.drawn_gram(minibatch_size, minibatches, partitions, seed)
 
-    def _minibatch_gram(self, draw: Tensor) -> Tensor:
-        """(K, M, M) for one draw of minibatches (M, m), by a gradient for each."""
-        g = torch.stack([self.train.subset(b).loss_and_gradient(self.theta)[1] for b in draw], 1).double()
-        return g @ g.mT
+    @shared
+    def drawn_gram(self, minibatch_size: int, minibatches: int, partitions: int, seed: int) -> Tensor:
+        """Inner products <g_a, g_b> of minibatch gradients (K, D, M, M), float64, for D independent draws.
+
+        Each draw takes M = min(minibatches, n // minibatch_size) disjoint minibatches, the same for all minima. They
+        are block means of the Gram matrix of single samples, and products of minibatch gradients where it is too large.
+        """
+        draws = self.draws(minibatch_size, minibatches, partitions, seed)
+        if not self.has_sample_gram:
+            return torch.stack([samples.minibatch_gram(self.train, self.theta, draw) for draw in draws], 1)
+        if minibatch_size == 1:
+            rows = draws[:, :, 0]
+            return torch.stack([torch.stack([G[row[:, None], row] for row in rows]) for G in self.sample_gram()])
+        shape = (partitions, draws.shape[1], self.train.n)
+        B = torch.zeros(shape, dtype=torch.float64, device=self.theta.device).scatter(2, draws, 1 / minibatch_size)
+        flat = B.flatten(0, 1)
+        products = [(G @ flat.mT).unflatten(1, shape[:2]).movedim(1, 0) for G in self.sample_gram()]
+        return torch.stack([B @ product for product in products])
+
+    def draws(self, minibatch_size: int, minibatches: int, partitions: int, seed: int) -> Tensor:
+        """Numbers of the training samples in each minibatch (D, M, m), disjoint within a draw."""
+        n, m, rng = self.train.n, minibatch_size, torch.Generator().manual_seed(seed)
+        M = min(minibatches, n // m)
+        drawn = [torch.randperm(n, generator=rng)[: M * m].view(M, m) for _ in range(partitions)]
+        return torch.stack(drawn).to(self.theta.device)
+
+    def kl_inputs(self, samples: int, over: str, inputs: int, seed: int) -> tuple[Objective, int]:
+        """The inputs that define F, and how many training samples S come first: those whose gradients are compared.
+
+        The S samples are drawn at random. `over` minibatches: nothing but them; `train+test`: others after them, from
+        the rest of the training and the test inputs together, up to `inputs` in all; their labels are not used.
+        """
+        n, rng = self.train.n, torch.Generator().manual_seed(seed)
+        S, every = min(samples, n), torch.randperm(n, generator=rng).to(self.theta.device)
+        train = self.train.subset(every[:S])
+        if over == "minibatches":
+            return train, S
+        rest = [self.train.x[every[S:]], self.test.x]
+        y = torch.cat([self.train.y[every[S:]], self.test.y])
+        others = torch.randperm(len(y), generator=rng)[: max(0, inputs - S)].to(self.theta.device)
+        x = torch.cat([train.x, torch.cat(rest)[others]])
+        return replace(train, x=x, y=torch.cat([train.y, y[others]])), S
+
+    @shared
+    def kl_metric(self, samples: int, over: str, inputs: int, seed: int) -> fisher.Metric:
+        """Inner products of sample gradients in the metric of F^+, by the singular values of U; in float64."""
+        at, S = self.in_double.kl_inputs(samples, over, inputs, seed)
+        return fisher.metric_gram(at, self.in_double.theta, S)
+
+    @shared
+    def fisher_diagonal(self) -> Tensor:
+        """Diagonal of the true Fisher information (K, p), float64."""
+        return fisher.fisher_diagonal(self.train, self.theta)
 
     @shared
     def ritz(self, k: int, tolerance: float, max_steps: int, seed: int) -> linalg.Ritz:
@@ -190,7 +275,7 @@ class Point:
     @shared
     def fisher_traces(self) -> Tensor:
         """Trace of the true Fisher information for each parameter tensor (K, tensors), float64."""
-        return samples.fisher_traces(self.train, self.theta)
+        return fisher.fisher_traces(self.train, self.theta)
 
     @property
     def piecewise_linear(self) -> bool:

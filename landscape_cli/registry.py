@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -93,19 +93,35 @@ def dataset(function: Function) -> Function:
 
 
 def metric(
-    *, invariant: str, source: str, default: bool = False, version: int = 1, **grids: list[Any]
+    *,
+    invariant: str | Mapping[str, str],
+    source: str,
+    default: bool = False,
+    version: int = 1,
+    same: str = "",
+    pairs: bool = False,
+    **grids: list[Any],
 ) -> Callable[[Function], Function]:
     """Put `def my_metric(at: Point, *, ...) -> Estimate` on the shelf of metrics.
 
     Args:
-        invariant: what it claims to survive, names of `Invariance` joined by commas; see docs/metrics.md.
+        invariant: what it claims to survive, names of `Invariance` joined by commas (see docs/metrics.md); or that for
+            each value of a setting, {"blocks=layer": "scale"}.
         source: paper, section or equation.
         default: whether `metrics: default` runs it.
         version: raise it when values change, so that old cells are measured again.
+        same: the metric of which this one is a monotone function; tests count the two once. It names none itself.
+        pairs: whether it looks at the other minima of the experiment too, `Point.peers`.
         grids: for a setting, the list of values that are measured by default, one row each.
     """
-    facts = {"invariant": invariant, "source": source, "default": default, "version": version, "grids": grids}
-    return _register("metric", **facts)
+    facts = {"invariant": invariant, "source": source, "default": default, "version": version, "same": same}
+    return _register("metric", **facts, grids=grids)
+
+
+def claims(entry: Entry) -> dict[str, list[str]]:
+    """What a metric claims to survive, for each value of the setting that decides it; {"": [...]} if none does."""
+    stated = entry.facts["invariant"]
+    return {k: v.split(",") for k, v in ({"": stated} if isinstance(stated, str) else stated).items()}
 
 
 def load_plugins(names: list[str]) -> None:
@@ -148,6 +164,8 @@ def describe(entry: Entry) -> dict[str, Any]:
     if required:
         about["required"] = required
     if entry.kind == "metric":
-        about |= {k: entry.facts[k] for k in ("invariant", "source", "default")}
+        told = {k: ",".join(v) for k, v in claims(entry).items()}
+        about["invariant"] = told[""] if "" in told else "; ".join(f"{k}: {v}" for k, v in told.items())
+        about |= {k: entry.facts[k] for k in ("source", "default")}
     about["docs"] = inspect.getdoc(entry.function) or ""
     return about

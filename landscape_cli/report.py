@@ -13,7 +13,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pandas import DataFrame, Series, isna
 
-from landscape_cli.analysis import ALPHA, OUTCOMES, group_names, p_floor, printable, short, t_interval
+from landscape_cli.analysis import (
+    ALPHA,
+    NO_NAMES,
+    OUTCOMES,
+    collapsed,
+    group_names,
+    hypotheses,
+    p_floor,
+    printable,
+    short,
+    t_interval,
+)
 from landscape_cli.errors import Fault
 from landscape_cli.tables import read_table
 
@@ -26,6 +37,13 @@ CAPTIONS = {  # plot's stem: title, what it shows; in the order of the page
         "Metrics against the generalization gap",
         "Each dot is a run. A metric that predicts generalization orders the dots: rho (Spearman) near 1 or -1. Groups "
         "that merely lie apart give a high rho too; `landscape rank` tells the two cases apart.",
+    ),
+    "regret_by_radius": (
+        "How far the linear formula holds",
+        "The regret R says how much worse the best step for one minibatch is on another minibatch than that one's own "
+        "best step. Solid: R of the exact best steps within a radius, per unit of radius; mean and 95 % interval over "
+        "the runs of a group. Dashed: the first-order formula, which takes the loss for linear. Where the two part is "
+        "how far one may walk from the minimum before the linear formula misjudges the regret.",
     ),
     "training_curves": ("Training", "Loss on the training set, a line a run, against updates and against passes."),
 }
@@ -113,26 +131,26 @@ def contrast(row: Series, first: str) -> str:
     return f"{named(row)} is {short(row['ratio'])} times{interval} that of {first}"
 
 
-def floor_sentence(tested: DataFrame, first: str, last: str) -> str:
+def floor_sentence(tested: DataFrame, first: str, last: str, count: int) -> str:
     """A warning where so few runs could not have shown any difference; else empty."""
     counts = tested[f"{first}_n"], tested[f"{last}_n"]
     n1, n2 = int(counts[0].max()), int(counts[1].max())
     floor = p_floor(n1, n2)
-    if floor * len(tested) < ALPHA:
+    if floor * count < ALPHA:
         return ""
     return (
-        f"With {n1} and {n2} runs the smallest possible p-value is {short(floor)}: tested on {len(tested)} rows, not "
+        f"With {n1} and {n2} runs the smallest possible p-value is {short(floor)}: tested {count} times, not "
         "even a perfect separation would count as a difference. Add seeds."
     )
 
 
-def difference_sentences(comparison: DataFrame, groups: list[str]) -> list[str]:
+def difference_sentences(comparison: DataFrame, groups: list[str], same: Mapping[str, str]) -> list[str]:
     """Which metrics differ between the first and the last group, the largest ratios first; honest if none does."""
     if len(groups) < 2 or not len(comparison):
         return ["There is nothing to compare: it takes two groups with measured metrics."]
     first, last = groups[0], groups[-1]
-    tested = comparison[comparison["p_holm"].notna()]
-    metrics = tested[~tested["metric"].isin(OUTCOMES)]
+    tested = comparison.assign(hypothesis=hypotheses(comparison, same)).dropna(subset="p_holm")
+    metrics = tested[~tested["metric"].isin(OUTCOMES)].drop_duplicates("hypothesis")
     if not len(metrics):
         return [f"No metric has the two values a group that a test of {last} against {first} needs."]
     differ = metrics[metrics["p_holm"] < ALPHA]
@@ -148,7 +166,7 @@ def difference_sentences(comparison: DataFrame, groups: list[str]) -> list[str]:
             f"{len(differ)} of {len(metrics)} metrics differ between {first} and {last} (Mann-Whitney test, Holm's "
             f"correction, p < 0.05). In {last}, " + listed([contrast(row, first) for _, row in top.iterrows()]) + "."
         )
-    return [head, *filter(None, [floor_sentence(tested, first, last)])]
+    return [head, *filter(None, [floor_sentence(tested, first, last, tested["hypothesis"].nunique())])]
 
 
 def size(ratio: float) -> float:
@@ -156,18 +174,19 @@ def size(ratio: float) -> float:
     return abs(log(ratio)) if ratio > 0 else -1.0
 
 
-def headline(runs: DataFrame, comparison: DataFrame) -> str:
+def headline(runs: DataFrame, comparison: DataFrame, same: Mapping[str, str] = NO_NAMES) -> str:
     """The answer in one paragraph, computed from the tables.
 
     Args:
         runs: runs.csv.
         comparison: comparison.csv, or an empty table.
+        same: metric -> the metric of which it is a monotone function: both are counted once.
     Returns: plain text.
     """
     groups = group_order(comparison, runs)
     bad = int((runs["status"] != "ok").sum())
     left_out = [f"{bad} of {len(runs)} runs did not end ok and {'is' if bad == 1 else 'are'} left out."] if bad else []
-    return " ".join([accuracy_sentence(runs, groups), *difference_sentences(comparison, groups), *left_out])
+    return " ".join([accuracy_sentence(runs, groups), *difference_sentences(comparison, groups, same), *left_out])
 
 
 def figures(folder: Path) -> list[Figure]:
@@ -190,7 +209,7 @@ def failures(runs: DataFrame, metrics: DataFrame) -> list[tuple[str, str, str, i
     found = [(r["run_id"], r["status"], r["message"], 1) for _, r in bad.iterrows()]
     if not len(metrics):
         return found
-    lost = metrics[(metrics["status"] != "ok") & ~metrics["run_id"].isin(bad["run_id"])]
+    lost = collapsed(metrics[(metrics["status"] != "ok") & ~metrics["run_id"].isin(bad["run_id"])], runs)
     same: dict[tuple[str, str, str], set[str]] = {}
     for _, r in lost.iterrows():
         same.setdefault((named(r), r["status"], r["message"]), set()).add(r["run_id"])
@@ -254,13 +273,14 @@ def environment() -> Environment:
     return env
 
 
-def render(folder: Path, about: Mapping[str, str] | None = None) -> bytes:
+def render(folder: Path, about: Mapping[str, str] = NO_NAMES, same: Mapping[str, str] = NO_NAMES) -> bytes:
     """The report of an experiment, self-contained; the same bytes for the same files.
 
     Args:
         folder: results/<experiment>, with runs.csv and what there is of metrics.csv, comparison.csv, experiment.yaml,
             manifest.json and plots/*.png.
         about: one line on each metric, by its name, for those who meet it the first time.
+        same: metric -> the metric of which it is a monotone function.
     Returns: HTML, UTF-8.
     Raises: Fault: there is no runs.csv.
     """
@@ -272,9 +292,9 @@ def render(folder: Path, about: Mapping[str, str] | None = None) -> bytes:
     page = environment().get_template("report.html.j2")
     html = page.render(
         name=folder.resolve().name,
-        headline=headline(runs, comparison),
+        headline=headline(runs, comparison, same),
         groups=group_order(comparison, runs),
-        rows=comparison_rows(comparison, about or {}),
+        rows=comparison_rows(comparison, about),
         floor=floor_note(comparison),
         figures=figures(folder / "plots"),
         failures=failures(runs, metrics),

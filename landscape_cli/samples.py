@@ -7,13 +7,17 @@ and a_i (its input), so that <g_i, g_j> = (a_i . a_j + 1)(delta_i . delta_j): tw
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import torch
+import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from landscape_cli.network import Network, Params, Pass, Tap
+from landscape_cli.network import Network, Params, Pass, Tap, moving, off_graph
 from landscape_cli.objective import Objective, residuals
+
+MEMORY = 2**28  # bytes of intermediates
 
 
 def sample_gram(at: Objective, theta: Tensor) -> Tensor:
@@ -25,6 +29,10 @@ def sample_gram(at: Objective, theta: Tensor) -> Tensor:
     """
     if at.network.kind != "stacked":
         return _gram_of_any(at, theta)
+    together = max(1, MEMORY * len(theta) // max(1, at.bytes_per_sample * at.n))
+    if together < len(theta):
+        pieces = torch.arange(len(theta)).split(together)
+        return torch.cat([sample_gram(at.rows(k.to(theta.device)), theta[k]) for k in pieces])
     params = at.unflatten(theta)
     parts: list[list[tuple[Tap, Tensor]]] = []
     for x, y in at.chunks(2**28):
@@ -45,6 +53,156 @@ def sample_gram(at: Objective, theta: Tensor) -> Tensor:
     return gram
 
 
+def gram_bytes(at: Objective) -> float:
+    """What `sample_gram` takes for one run besides its result: all taps, and the gradients of the widest layer."""
+    widest = max(t[0].numel() for t in at.like.values())
+    if at.network.kind != "stacked":
+        return 12.0 * at.n * sum(t[0].numel() for t in at.like.values())
+    convolves = any(isinstance(m, nn.Conv1d | nn.Conv2d) for m in at.network.module.modules())
+    return at.n * (at.bytes_per_sample / len(next(iter(at.like.values()))) + 12.0 * widest * convolves)
+
+
+def squared_norms(at: Objective, theta: Tensor) -> Tensor:
+    """|g_i|^2 of every sample's gradient (K, n) in float64, exact; no gradient of a dense layer is formed.
+
+    Args:
+        at: the objective.
+        theta: K minima (K, p).
+    """
+    norms = []
+    for x, y in at.chunks(2**24):
+        if at.network.kind != "stacked":
+            every = sample_gradients(at, theta, x, lambda z, y=y: [residuals(z, y.expand(len(z), -1))])  # type: ignore[misc]
+            norms += [g.double().square().sum(2) for g in every]
+            continue
+        taps, logits = tapped(at.network, at.unflatten(theta), at.buffers, x)
+        deltas = backward(logits, taps, residuals(logits, y.expand(len(logits), -1)))
+        parts = zip(taps, deltas, strict=True)
+        norms.append(torch.stack([sum(squared_norms_of(t, at, theta, d, True)).double() for t, d in parts]).sum(0))  # type: ignore[union-attr]
+    return torch.cat(norms, 1)
+
+
+def minibatch_gram(at: Objective, theta: Tensor, minibatches: Tensor) -> Tensor:
+    """Inner products of the gradients of minibatches (M, m), (K, M, M) in float64.
+
+    Where M gradients do not fit into memory, they are made once for each slice of the parameters.
+
+    Args:
+        at: the objective.
+        theta: K minima (K, p).
+        minibatches: numbers of samples.
+    """
+    (K, p), M = theta.shape, len(minibatches)
+    width = max(1, min(p, 2**27 // (M * K)))  # 512 MB of float32
+    gram = torch.zeros(K, M, M, dtype=torch.float64, device=theta.device)
+    for start in range(0, p, width):
+        g = theta.new_empty(K, M, min(width, p - start))
+        for b, index in enumerate(minibatches):
+            g[:, b] = at.subset(index).loss_and_gradient(theta)[1][:, start : start + width]
+        for k in range(K):
+            for part in g[k].split(2**15, 1):  # float64 of a few columns at a time
+                gram[k].addmm_(part.double(), part.double().mT)
+    return gram
+
+
+def sample_gradients(
+    at: Objective, theta: Tensor, x: Tensor, ways: Callable[[Tensor], Iterable[Tensor]]
+) -> Iterator[Tensor]:
+    """Gradients of <way_i, logits_i> for every sample of a batch, one (K, B, p) for each of the ways.
+
+    Args:
+        at: the objective.
+        theta: K minima (K, p).
+        x: a batch (B, ...).
+        ways: logits (K, B, C) -> cotangents (K, B, C), one after the other.
+    """
+    if at.network.kind != "stacked":
+        runs = [
+            _gradients_of_any(at.alone(k), theta[k : k + 1], x, lambda z: [w[0] for w in ways(z[None])])
+            for k in range(len(theta))
+        ]
+        yield from (torch.stack([torch.cat(part, 1) for part in parts]) for parts in zip(*runs, strict=True))
+        return
+    taps, logits = tapped(at.network, at.unflatten(theta), at.buffers, x)
+    todo, columns = list(ways(logits.detach())), at.columns
+    for i, way in enumerate(todo):
+        g = theta.new_zeros(len(theta), len(x), theta.shape[1])
+        for tap, delta in zip(taps, backward(logits, taps, way, keep=i + 1 < len(todo)), strict=True):
+            own = layer_gradients(tap.layer, tap.name, at, theta, tap.x, delta)
+            for (short, _), part in zip(tap.layer.named_parameters(), own, strict=True):
+                g[:, :, columns[f"{tap.name}.{short}"]] = part
+        yield g
+
+
+def hessian_squares(at: Objective, theta: Tensor, v: Tensor) -> Tensor:
+    """|H_i v|^2 of every sample's own Hessian, by parameter tensor, (K, n, tensors) in float64; no H_i v is formed.
+
+    Forward over reverse: the backward pass carries the tangents of the slopes delta and of the inputs a along v. For a
+    dense layer the tangent of delta a^T is delta' a^T + delta a'^T, whose norm needs inner products of vectors alone.
+
+    Args:
+        at: the objective.
+        theta: K minima (K, p).
+        v: directions (K, p).
+    """
+    if at.network.kind != "stacked":
+        every = sample_hessian_products(at, theta, v)
+        return torch.cat([_by_tensor(at, Hv.double().square()) for Hv in every], 1)
+    params, along, names, found = at.unflatten(theta), at.unflatten(v), list(at.columns), []
+    for x, y in at.chunks(2**24):
+        squares = torch.zeros(len(theta), len(x), len(names), dtype=torch.float64, device=theta.device)
+        with fwAD.dual_level():
+            taps, logits = tapped(at.network, moving(params, along), at.buffers, x)
+            deltas = backward(logits, taps, residuals(logits, y.expand(len(logits), -1)))
+            for tap, delta in zip(taps, deltas, strict=True):
+                own = _tangent_squares(tap, at, theta, delta)
+                for (short, _), square in zip(tap.layer.named_parameters(), own, strict=True):
+                    squares[:, :, names.index(f"{tap.name}.{short}")] = square.double()
+        found.append(squares)
+    return torch.cat(found, 1)
+
+
+def _tangent_squares(tap: Tap, at: Objective, theta: Tensor, delta: Tensor) -> list[Tensor]:
+    """Squared length (K, B) of the tangent of each parameter's gradient."""
+    if not is_dense(tap):
+        parts = layer_gradients(tap.layer, tap.name, at, theta, tap.x, delta)
+        return [_tangent(g)[1].square().sum(2) for g in parts]
+    (a, a_), (d, d_) = _tangent(tap.x), _tangent(delta)
+
+    def dot(u: Tensor, w: Tensor) -> Tensor:
+        return (u * w).sum(2)
+
+    weight = dot(d_, d_) * dot(a, a) + 2 * dot(d, d_) * dot(a, a_) + dot(d, d) * dot(a_, a_)
+    return [weight.clamp_min(0), dot(d_, d_)][: len(list(tap.layer.parameters()))]
+
+
+def _tangent(x: Tensor) -> tuple[Tensor, Tensor]:
+    value, tangent = fwAD.unpack_dual(x)
+    return value.detach(), torch.zeros_like(value) if tangent is None else tangent.detach()
+
+
+def _by_tensor(at: Objective, squares: Tensor) -> Tensor:
+    """Sums over each parameter tensor: (..., p) -> (..., tensors)."""
+    return torch.stack([squares[..., own].sum(-1) for own in at.columns.values()], -1)
+
+
+def sample_hessian_products(at: Objective, theta: Tensor, v: Tensor) -> Iterator[Tensor]:
+    """H_i v of every sample's own Hessian, chunk by chunk (K, B, p): for small nets, or nets of unknown layers.
+
+    Args:
+        at: the objective.
+        theta: K minima (K, p).
+        v: directions (K, p).
+    """
+    size = max(1, 2**22 // theta.shape[1])
+    for x, y in zip(at.x.split(size), at.y.split(size), strict=True):
+        K, B = len(theta), len(x)
+        rows = torch.arange(K, device=theta.device).repeat_interleave(B)
+        each = at.rows(rows)
+        own = replace(each, x=x[:, None].repeat(K, *[1] * x.dim()), y=y[:, None].repeat(K, 1))
+        yield own.hessian_product(theta[rows])(v[rows]).view(K, B, -1)
+
+
 def _ones(layer: nn.Module, a: Tensor) -> Tensor:
     return a.new_full((), 1.0 if layer.bias is not None else 0.0)
 
@@ -57,13 +215,13 @@ def is_dense(tap: Tap) -> bool:
 def tapped(network: Network, params: Params, buffers: Params, x: Tensor) -> tuple[list[Tap], Tensor]:
     """A forward pass that can be differentiated by every layer's output: its taps, and logits (K, B, C)."""
     taps: list[Tap] = []
-    logits = network({n: p.detach() for n, p in params.items()}, buffers, x, Pass(taps=taps))
+    logits = network({n: off_graph(p) for n, p in params.items()}, buffers, x, Pass(taps=taps))
     return taps, logits
 
 
 def backward(logits: Tensor, taps: list[Tap], cotangent: Tensor, *, keep: bool = False) -> tuple[Tensor, ...]:
     """Slopes delta (K, B, ...) at every layer's output; samples do not mix in evaluation mode."""
-    return torch.autograd.grad(logits, [t.out for t in taps], cotangent.detach().to(logits.dtype), retain_graph=keep)
+    return torch.autograd.grad(logits, [t.out for t in taps], off_graph(cotangent.to(logits.dtype)), retain_graph=keep)
 
 
 def layer_gradients(
@@ -100,55 +258,26 @@ def layer_gradients(
 
 def _conv_gradients(layer: nn.Conv1d | nn.Conv2d, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     K, B = x.shape[:2]
-    x = F.pad(x.flatten(0, 1), layer._reversed_padding_repeated_twice)
-    flat = x.dim() == 3
-    x = x.unsqueeze(2) if flat else x
-    extra = (1,) if flat else ()
-    patches = F.unfold(x, (*extra, *layer.kernel_size), (*extra, *layer.dilation), 0, (*extra, *layer.stride))
-    a = patches.unflatten(1, (layer.groups, -1))  # (K B, groups, in k k / groups, positions)
+    a = patches(layer, x.flatten(0, 1)).unflatten(1, (layer.groups, -1))  # (K B, groups, in k k / groups, positions)
     d = delta.flatten(0, 1).flatten(2).unflatten(1, (layer.groups, -1))  # (K B, groups, out / groups, positions)
     return (d @ a.mT).unflatten(0, (K, B)), d.sum(3).unflatten(0, (K, B))
 
 
-def fisher_traces(at: Objective, theta: Tensor, chunk: int = 2**24) -> Tensor:
-    """Trace of the true Fisher information for each parameter tensor, (K, tensors) in float64, exact.
-
-    tr F = (1/n) sum_i |R_i J_i|^2, R_i = diag(sqrt p_i)(I - 1 p_i^T): C backward passes that share one forward pass.
-
-    Args:
-        at: the objective.
-        theta: K minima (K, p).
-        chunk: bytes of activations in one pass; small enough for the cache.
-    Source: METRICS section 5; Schraudolph 2002 for R_i.
-    """
-    params = at.unflatten(theta)
-    names = list(params)
-    total = torch.zeros(len(theta), len(names), dtype=torch.float64, device=theta.device)
-    for x, _ in at.chunks(chunk):
-        if at.network.kind != "stacked":
-            total += _traces_of_any(at, theta, x)
-            continue
-        taps, logits = tapped(at.network, params, at.buffers, x)
-        p = torch.softmax(logits.detach(), -1)
-        sums: list[list[Tensor | float]] = [[0.0] * len(list(tap.layer.parameters())) for tap in taps]
-        for c, unit in enumerate(torch.eye(p.shape[2], dtype=p.dtype, device=p.device)):
-            deltas = backward(logits, taps, p[:, :, c : c + 1].sqrt() * (unit - p), keep=c + 1 < p.shape[2])
-            for tap, delta, own in zip(taps, deltas, sums, strict=True):
-                for j, norms in enumerate(_squared_norms(tap, at, theta, delta)):
-                    own[j] = own[j] + norms
-        for tap, own in zip(taps, sums, strict=True):
-            if is_dense(tap):
-                own[0] = own[0] * torch.linalg.vector_norm(tap.x, dim=2).square()
-            for (short, _), summed in zip(tap.layer.named_parameters(), own, strict=True):
-                total[:, names.index(f"{tap.name}.{short}")] += torch.as_tensor(summed).double().sum(1)
-    return total / len(at.y)
+def patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+    """What a convolution multiplies its kernels with: (B, in, ...) -> (B, in k k, positions)."""
+    x = F.pad(x, layer._reversed_padding_repeated_twice)
+    flat = x.dim() == 3
+    x = x.unsqueeze(2) if flat else x
+    extra = (1,) if flat else ()
+    return F.unfold(x, (*extra, *layer.kernel_size), (*extra, *layer.dilation), 0, (*extra, *layer.stride))
 
 
-def _squared_norms(tap: Tap, at: Objective, theta: Tensor, delta: Tensor) -> list[Tensor]:
-    """Squared norms (K, B) of each sample's gradients; a dense weight's still lacks its factor |a|^2."""
+def squared_norms_of(tap: Tap, at: Objective, theta: Tensor, delta: Tensor, whole: bool = False) -> list[Tensor]:
+    """Squared norms (K, B) of each sample's gradients; a dense weight's lacks its factor |a|^2 if not whole."""
     if is_dense(tap):
         d = torch.linalg.vector_norm(delta, dim=2).square()
-        return [d] * len(list(tap.layer.parameters()))
+        weight = d * torch.linalg.vector_norm(tap.x, dim=2).square() if whole else d
+        return [weight, d][: len(list(tap.layer.parameters()))]
     return [g.square().sum(2) for g in layer_gradients(tap.layer, tap.name, at, theta, tap.x, delta)]
 
 
@@ -171,21 +300,6 @@ def _gradients_of_any(
     for way in cotangents(z.detach()):
         slopes = torch.autograd.grad(z, list(leaves.values()), way, retain_graph=True, materialize_grads=True)
         yield tuple(g.flatten(1) for g in slopes)
-
-
-def _traces_of_any(at: Objective, theta: Tensor, x: Tensor) -> Tensor:
-    """The sum of `fisher_traces` for a network without stacked layers."""
-
-    def rows(z: Tensor) -> Iterator[Tensor]:
-        p = torch.softmax(z, -1)
-        for c, unit in enumerate(torch.eye(p.shape[1], dtype=p.dtype, device=p.device)):
-            yield p[:, c : c + 1].sqrt() * (unit - p)
-
-    total = []
-    for k in range(len(theta)):
-        parts = _gradients_of_any(at.alone(k), theta[k : k + 1], x, rows)
-        total.append(sum(torch.stack([g.double().square().sum() for g in part]) for part in parts))
-    return torch.stack(total)  # type: ignore[arg-type]
 
 
 def _gram_of_any(at: Objective, theta: Tensor) -> Tensor:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from landscape_cli.network import build, stack
 from landscape_cli.objective import Objective, flatten
-from landscape_cli.point import Point
+from landscape_cli.point import Estimate, Point
 
 f64 = torch.float64
 
@@ -231,3 +233,66 @@ def symmetric(values: Tensor, seed: int) -> Tensor:
     Q = torch.linalg.qr(torch.randn(p, p, generator=rng, dtype=f64))[0]
     A = Q @ torch.diag(values.to(f64)) @ Q.T
     return (A + A.T) / 2
+
+
+# ---- the Fisher information by its root
+
+
+@dataclass(frozen=True)
+class Dense:
+    """One minimum: Jacobian, root of the Fisher information and its pseudo-inverse as plain matrices."""
+
+    odds: Tensor  # exp(l_i) - 1 of the samples (S,), without cancellation
+    g: Tensor  # gradients of the samples (S, p)
+    U: Tensor  # F = U^T U, (N C, p)
+    rank: int
+    rows: int
+
+    @property
+    def dual(self) -> Tensor:
+        """Rows whose inner products are <g_i, g_j>_* (S, N C): F^+ = U^+ U^+^T."""
+        return self.g @ torch.linalg.pinv(self.U, rtol=1e-10)
+
+
+def dense(module: nn.Module, x: Tensor, y: Tensor, more: Tensor | None = None) -> Dense:
+    """F over x and `more`; samples (x, y)."""
+    S, inputs = len(y), x if more is None else torch.cat([x, more])
+    logits, theta = plain_logits(module, inputs), vector(module)
+    z, J = logits(theta), torch.autograd.functional.jacobian(logits, theta)
+    p = torch.softmax(z, 1)
+    U = p.sqrt()[:, :, None] * (J - (p[:, :, None] * J).sum(1, keepdim=True)) / len(inputs) ** 0.5
+    others = z[:S].scatter(1, y[:, None], float("-inf"))
+    odds = (torch.logsumexp(others, 1) - z[:S].gather(1, y[:, None])[:, 0]).exp()
+    wrong = (odds / (1 + odds))[:, None]
+    r = (torch.softmax(others, 1) * wrong).scatter(1, y[:, None], -wrong)
+    s = torch.linalg.svdvals(U.flatten(0, 1))
+    rank, rows = int((s > 1e-10 * s[0]).sum()), len(inputs) * (z.shape[1] - 1)
+    return Dense(odds, torch.einsum("sc,scp->sp", r, J[:S]), U.flatten(0, 1), rank, rows)
+
+
+@cache
+def dense_case(name: str, k: int = 0, n: int = N, over: str = "minibatches") -> Dense:
+    """The dense twin of `point(name, n=n)` with all n samples."""
+    more = data(name, 2 * n, seed=1)[0] if over == "train+test" else None
+    return dense(modules(name)[k], *data(name, n), more)
+
+
+def pairs(gram: Tensor) -> float:
+    """E_{a != b} |g_b| (1 - cos(g_a, g_b)), pair by pair."""
+    M = len(gram)
+    length = [max(float(gram[b, b]), 0.0) ** 0.5 for b in range(M)]
+    each = [length[b] - float(gram[a, b]) / length[a] for a in range(M) for b in range(M) if a != b]
+    return sum(each) / len(each)
+
+
+def at_of(made: list[nn.Module], x: Tensor, y: Tensor, test: tuple[Tensor, Tensor] | None = None) -> Point:
+    """The package's view of these modules."""
+    params, buffers = stack(made)
+    network = build(copy.deepcopy(made[0]), tuple(x.shape[1:]), f64)
+    train = Objective(network, params, buffers, x, y)
+    return Point(flatten(params), train, Objective(network, params, buffers, *(test or (x, y))))
+
+
+def same(found: Estimate, due: list[float], rel: float = 1e-8) -> None:
+    assert found.value.tolist() == pytest.approx(due, rel=rel, abs=1e-13)
+    assert found.status == ["ok"] * len(due)

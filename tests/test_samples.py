@@ -8,7 +8,8 @@ from helpers import CASES, K, N, objective, oracle
 from torch.testing import assert_close
 
 from landscape_cli import objective as objective_module
-from landscape_cli.samples import fisher_traces, sample_gram
+from landscape_cli.fisher import fisher_traces
+from landscape_cli.samples import sample_gram
 
 f64 = torch.float64
 

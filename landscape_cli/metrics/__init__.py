@@ -1,6 +1,32 @@
 """Metrics: one file a family, one function a metric; importing this package registers them in table order."""
 
-from landscape_cli.metrics import prediction, gradients, curvature, sharpness, norms  # noqa: I001  # table order
+from landscape_cli.metrics import (  # noqa: I001  # table order
+    prediction,
+    gradients,
+    regret,
+    kl,
+    contrast,
+    scatter,
+    ewc,
+    curvature,
+    sharpness,
+    norms,
+)
 from landscape_cli.point import Estimate, Point, exact, over_draws
 
-__all__ = ["Estimate", "Point", "curvature", "exact", "gradients", "norms", "over_draws", "prediction", "sharpness"]
+__all__ = [
+    "Estimate",
+    "Point",
+    "contrast",
+    "curvature",
+    "ewc",
+    "exact",
+    "gradients",
+    "kl",
+    "norms",
+    "over_draws",
+    "prediction",
+    "regret",
+    "scatter",
+    "sharpness",
+]

@@ -1,47 +1,50 @@
 """Minibatch gradients: how much minibatches disagree (METRICS section 2).
 
-Each is a function of the Gram matrix <g_a, g_b> of the gradients of disjoint minibatches, which they share.
+Each is a function of the inner products <g_a, g_b> of the gradients of disjoint minibatches, which they share.
 The training set is the population: a standard error is that of the choice of minibatches, from independent draws.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from landscape_cli.point import Estimate, Point, exact, over_draws
+from landscape_cli.point import Estimate, Point, exact, over_draws, regret_of, unit
 from landscape_cli.registry import Count, Natural, metric
 
 SIZES = [1, 10, 100]
 Many = Annotated[int, Ge(3)]
+Found = Estimate | dict[str, Estimate]
 
 
-def _gram(at: Point, m: int, minibatches: int, partitions: int, seed: int) -> tuple[Tensor, int]:
-    """(K, D, M, M) and the number of minibatches behind it."""
-    gram = at.gradient_gram(m, minibatches, partitions, seed)
-    return gram, gram.shape[1] * gram.shape[2]
+def sized(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A metric of pairs of minibatches: undefined for m > n/2, where no two are disjoint; with a warning for m > n/10.
 
+    There the rest of the set is no stand-in for fresh data: E cos = -m/(n-m) at a minimum, where G = 0.
+    """
 
-def _size_checked(at: Point, m: int, estimate: Estimate) -> Estimate:
-    """A warning where the rest of the set is no stand-in for fresh data, m > n / 10: E cos = -m / (n - m) at G = 0."""
-    n = len(at.train.y)
-    if m > n / 10:
-        estimate.message = [
-            f"minibatch_size={m} is above n/10={n / 10:g}: biased by -m/(n-m), compare at equal m only"
-        ] * len(estimate.value)
-    return estimate
+    own = dict(function.__kwdefaults__ or {})
 
+    @wraps(function)
+    def checked(at: Point, **settings: Any) -> Found:
+        n, m = at.train.n, (own | settings)["minibatch_size"]
+        if m > n // 2:
+            empty = exact(torch.zeros(len(at.theta)))
+            why = f"minibatch_size={m} is above n/2={n / 2:g}: no two disjoint minibatches"
+            return empty.undefined(torch.ones(len(at.theta)), why)
+        found: Found = function(at, **settings)
+        if m > n / 10:
+            for estimate in found.values() if isinstance(found, dict) else [found]:
+                warned = f"minibatch_size={m} is above n/10={n / 10:g}: biased by -m/(n-m), compare at equal m only"
+                estimate.message = ["; ".join(filter(None, (warned, text))) for text in estimate.message]
+        return found
 
-def _too_large(at: Point, m: int) -> Estimate | None:
-    """The undefined estimate for m > n / 2, where no two minibatches are disjoint."""
-    n, K = len(at.train.y), len(at.theta)
-    if m <= n // 2:
-        return None
-    empty = exact(torch.zeros(K))
-    return empty.undefined(torch.ones(K), f"minibatch_size={m} is above n/2={n / 2:g}: no two disjoint minibatches")
+    return checked
 
 
 def _lengths(gram: Tensor) -> Tensor:
@@ -49,12 +52,13 @@ def _lengths(gram: Tensor) -> Tensor:
     return gram.diagonal(dim1=2, dim2=3).clamp_min(0).sqrt()
 
 
-def _inverse(length: Tensor) -> Tensor:
-    """1 / |g|, and 0 for a zero gradient, whose cosine with anything is 0."""
-    return torch.where(length > 0, 1 / length.clamp_min(torch.finfo(length.dtype).tiny), 0)
+def _drawn(gram: Tensor) -> int:
+    """How many minibatches are behind (K, D, M, M)."""
+    return gram.shape[1] * gram.shape[2]
 
 
 @metric(invariant="permutation", source="Huszar 2018, linearized", default=True, minibatch_size=SIZES)
+@sized
 def regret(
     at: Point, *, minibatch_size: Count = 10, minibatches: Many = 100, partitions: Many = 16, seed: Natural = 0
 ) -> Estimate:
@@ -70,16 +74,12 @@ def regret(
         seed: of the draws.
     Returns: (K,), in nats per unit of parameter length; standard error over draws.
     """
-    if bad := _too_large(at, minibatch_size):
-        return bad
-    gram, count = _gram(at, minibatch_size, minibatches, partitions, seed)
-    length, M = _lengths(gram), gram.shape[2]
-    others = gram.sum(3) - gram.diagonal(dim1=2, dim2=3)  # sum over b != a of <g_a, g_b>
-    projected = (others * _inverse(length)).mean(2) / (M - 1)  # E |g_b| cos(g_a, g_b)
-    return _size_checked(at, minibatch_size, over_draws(length.mean(2) - projected, count))
+    gram = at.gradient_gram(minibatch_size, minibatches, partitions, seed)
+    return over_draws(regret_of(gram), _drawn(gram))
 
 
 @metric(invariant="permutation", source="METRICS section 2", default=True, minibatch_size=SIZES)
+@sized
 def gradient_norm(
     at: Point, *, minibatch_size: Count = 10, minibatches: Many = 100, partitions: Many = 16, seed: Natural = 0
 ) -> Estimate:
@@ -93,15 +93,20 @@ def gradient_norm(
         seed: of the draws.
     Returns: (K,), in nats per unit of parameter length; standard error over draws.
     """
-    if bad := _too_large(at, minibatch_size):
-        return bad
-    gram, count = _gram(at, minibatch_size, minibatches, partitions, seed)
-    return _size_checked(at, minibatch_size, over_draws(_lengths(gram).mean(2), count))
+    gram = at.gradient_gram(minibatch_size, minibatches, partitions, seed)
+    return over_draws(_lengths(gram).mean(2), _drawn(gram))
 
 
 @metric(invariant="permutation,global", source="Fort et al. 2019 (stiffness)", default=True, minibatch_size=SIZES)
+@sized
 def gradient_cosine(
-    at: Point, *, minibatch_size: Count = 10, minibatches: Many = 100, partitions: Many = 16, seed: Natural = 0
+    at: Point,
+    *,
+    minibatch_size: Count = 10,
+    minibatches: Many = 100,
+    partitions: Many = 16,
+    seed: Natural = 0,
+    sign: bool = False,
 ) -> Estimate:
     """Mean cosine between the gradients of two disjoint minibatches, E_{a != b} cos(g_a, g_b).
 
@@ -111,44 +116,42 @@ def gradient_cosine(
         minibatches: how many disjoint ones in a draw; all pairs are used.
         partitions: independent draws.
         seed: of the draws.
+        sign: the mean sign of the cosine instead, how much more often two minibatches agree than not.
     Returns: (K,), between -1 and 1, 0 for a zero gradient; standard error over draws.
     """
-    if bad := _too_large(at, minibatch_size):
-        return bad
-    gram, count = _gram(at, minibatch_size, minibatches, partitions, seed)
-    length, M = _lengths(gram), gram.shape[2]
-    unit = _inverse(length)
-    total = ((gram @ unit[..., None])[..., 0] * unit).sum(2) - (unit > 0).sum(2)
-    return _size_checked(at, minibatch_size, over_draws(total / (M * (M - 1)), count))
+    gram = at.gradient_gram(minibatch_size, minibatches, partitions, seed)
+    M, own = gram.shape[2], gram.diagonal(dim1=2, dim2=3)
+    if sign:
+        total = torch.stack([g.sign().sum((1, 2)) for g in gram]) - own.sign().sum(2)
+    else:
+        length = unit(_lengths(gram))
+        total = ((gram @ length[..., None])[..., 0] * length).sum(2) - (length > 0).sum(2)
+    return over_draws(total / (M * (M - 1)), _drawn(gram))
 
 
 @metric(invariant="permutation", source="empirical Fisher, METRICS section 2", default=True, minibatch_size=SIZES)
-def fisher_trace(
-    at: Point, *, minibatch_size: Count = 1, minibatches: Many = 100, partitions: Many = 16, seed: Natural = 0
-) -> Estimate:
+@sized
+def fisher_trace(at: Point, *, minibatch_size: Count = 1) -> Estimate:
     """Trace of the empirical Fisher information at minibatch size m, E |g_b|^2; m = 1 is the usual one.
 
     Args:
         at: K minima.
         minibatch_size: samples m in a minibatch.
-        minibatches: how many in a draw, where n is too large for the closed form.
-        partitions: independent draws.
-        seed: of the draws.
-    Returns: (K,), in squared nats per squared length; exact up to n = 4096, else with standard error over draws.
+    Returns: (K,), in squared nats per squared length; exact, the mean over all minibatches of that size.
     """
-    if bad := _too_large(at, minibatch_size):
-        return bad
-    n, m = len(at.train.y), minibatch_size
-    if at.has_sample_gram:  # a minibatch without replacement holds m diagonal and m (m - 1) other entries
-        gram = at.sample_gram()
-        diagonal = gram.diagonal(dim1=1, dim2=2).sum(1)
-        value = (diagonal / n + (m - 1) * (gram.sum((1, 2)) - diagonal) / (n * (n - 1))) / m
-        return _size_checked(at, m, exact(value.clamp_min(0), n))
-    gram, count = _gram(at, m, minibatches, partitions, seed)
-    return _size_checked(at, m, over_draws(gram.diagonal(dim1=2, dim2=3).mean(2), count))
+    own, cross = _moments(at)
+    m = minibatch_size
+    return exact(((own + (m - 1) * cross) / m).clamp_min(0), at.train.n)
+
+
+def _moments(at: Point) -> tuple[Tensor, Tensor]:
+    """E |g_i|^2 and E_{i != j} <g_i, g_j> over all samples, each (K,)."""
+    n, (own, whole) = at.train.n, (at.gradient_squares().mean(1), at.mean_gradient_square())
+    return own, (n * whole - own) / max(1, n - 1)
 
 
 @metric(invariant="permutation", source="METRICS section 2", default=True, minibatch_size=SIZES)
+@sized
 def jensen_gap(
     at: Point, *, minibatch_size: Count = 10, minibatches: Many = 100, partitions: Many = 16, seed: Natural = 0
 ) -> Estimate:
@@ -162,9 +165,7 @@ def jensen_gap(
         seed: of the draws.
     Returns: (K,), in nats per unit of parameter length; standard error by the jackknife over draws.
     """
-    if bad := _too_large(at, minibatch_size):
-        return bad
-    gram, count = _gram(at, minibatch_size, minibatches, partitions, seed)
+    gram = at.gradient_gram(minibatch_size, minibatches, partitions, seed)
     first, second = _lengths(gram).mean(2), gram.diagonal(dim1=2, dim2=3).mean(2)  # (K, D)
     D = first.shape[1]
     value = second.mean(1).clamp_min(0).sqrt() - first.mean(1)
@@ -172,4 +173,106 @@ def jensen_gap(
     if D > 1:
         rest = [(t.sum(1, keepdim=True) - t) / (D - 1) for t in (second, first)]  # (K, D), one draw left out
         error = (rest[0].clamp_min(0).sqrt() - rest[1]).std(1) * (D - 1) / D**0.5
-    return _size_checked(at, minibatch_size, Estimate(value.clamp_min(0), error, count))
+    return Estimate(value.clamp_min(0), error, _drawn(gram))
+
+
+@metric(invariant="permutation", source="Forouzesh & Thiran 2021", default=True, minibatch_size=SIZES)
+@sized
+def gradient_disparity(
+    at: Point, *, minibatch_size: Count = 10, minibatches: Many = 100, partitions: Many = 16, seed: Natural = 0
+) -> Estimate:
+    """Mean distance between the gradients of two disjoint minibatches, E_{a != b} |g_a - g_b|.
+
+    Args:
+        at: K minima.
+        minibatch_size: samples m in a minibatch.
+        minibatches: how many disjoint ones in a draw; all pairs are used.
+        partitions: independent draws.
+        seed: of the draws.
+    Returns: (K,), in nats per unit of parameter length; standard error over draws.
+    """
+    gram = at.gradient_gram(minibatch_size, minibatches, partitions, seed)
+    M, own = gram.shape[2], gram.diagonal(dim1=2, dim2=3)
+    apart = [o[:, :, None] + o[:, None] - 2 * g for o, g in zip(own, gram, strict=True)]  # |g_a - g_b|^2
+    total = torch.stack([a.clamp_min_(0).sqrt_().sum((1, 2)) - _trace(a) for a in apart])
+    return over_draws(total / (M * (M - 1)), _drawn(gram))
+
+
+def _trace(a: Tensor) -> Tensor:
+    """Rounding leaves something on a diagonal of zeros."""
+    return a.diagonal(dim1=1, dim2=2).sum(1)
+
+
+@metric(invariant="permutation", source="Sankararaman et al. 2020, def. 2.1", default=True, minibatch_size=SIZES)
+@sized
+def gradient_confusion(
+    at: Point, *, minibatch_size: Count = 10, minibatches: Many = 100, partitions: Many = 16, seed: Natural = 0
+) -> dict[str, Estimate]:
+    """Worst conflict among M disjoint minibatches, E max(0, -min_{a != b} <g_a, g_b>); it grows with M.
+
+    Args:
+        at: K minima.
+        minibatch_size: samples m in a minibatch.
+        minibatches: how many disjoint ones in a draw, M; fewer where the set holds fewer, and then the row says so.
+        partitions: independent draws.
+        seed: of the draws.
+    Returns: (K,), in squared nats per squared length; standard error over draws, rough: extremes have heavy tails.
+    """
+    gram = at.drawn_gram(minibatch_size, minibatches, partitions, seed)
+    others = gram + torch.diag_embed(torch.full_like(gram[:, :, 0], torch.inf))
+    worst = (-others.amin((2, 3))).clamp_min(0)
+    return {f"minibatches={gram.shape[2]}": over_draws(worst, _drawn(gram))}
+
+
+def _has_direction(at: Point, estimate: Estimate) -> Estimate:
+    """Undefined where the average gradient is 0 up to the rounding of the gradients that it averages."""
+    floor = torch.finfo(at.theta.dtype).eps ** 2 * at.gradient_squares().mean(1) / at.train.n
+    return estimate.undefined(at.mean_gradient_square() <= floor, "the average gradient is 0: the ratio diverges")
+
+
+@metric(invariant="permutation,global", source="McCandlish et al. 2018, eq. 2.9", default=True)
+def gradient_noise_scale(at: Point) -> Estimate:
+    """Variance of single-sample gradients over the square of the average one, tr(Sigma) / |G|^2.
+
+    The training set is the population: G is the exact full gradient, tr(Sigma) = E |g_i|^2 - |G|^2. It diverges at an
+    exact minimum; near one it measures how far training went.
+
+    Args:
+        at: K minima.
+    Returns: (K,), in units of samples; exact; undefined where G = 0.
+    """
+    whole = at.mean_gradient_square()
+    return _has_direction(at, exact((at.gradient_squares().mean(1) - whole).clamp_min(0) / whole, at.train.n))
+
+
+@metric(invariant="permutation,global", source="Yin et al. 2018, def. 1", default=True, same="gradient_noise_scale")
+def gradient_diversity(at: Point) -> Estimate:
+    """How much single-sample gradients differ, sum |g_i|^2 / |sum g_i|^2 = (1 + noise scale) / n.
+
+    Args:
+        at: K minima.
+    Returns: (K,), a ratio in units of 1; exact, over the full training set; undefined where G = 0.
+    """
+    ratio = at.gradient_squares().mean(1) / at.mean_gradient_square() / at.train.n
+    return _has_direction(at, exact(ratio, at.train.n))
+
+
+@metric(
+    invariant="permutation,global",
+    source="Chatterjee & Zielinski 2020, without the diagonal pairs",
+    default=True,
+    same="gradient_noise_scale",
+    minibatch_size=SIZES,
+)
+@sized
+def coherence(at: Point, *, minibatch_size: Count = 10) -> Estimate:
+    """Share of a minibatch gradient that another one has too, E_{a != b} <g_a, g_b> / E |g_a|^2.
+
+    Args:
+        at: K minima.
+        minibatch_size: samples m in a minibatch.
+    Returns: (K,), a ratio between -m/(n-m) and 1; exact, over all pairs of disjoint minibatches of that size.
+    """
+    own, cross = _moments(at)
+    size = (own + (minibatch_size - 1) * cross) / minibatch_size
+    return exact(cross / size, at.train.n).undefined(size <= 0, "all gradients are 0")

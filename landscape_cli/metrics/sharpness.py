@@ -118,21 +118,31 @@ def sam_sharpness(
             length[:, 0] == 0, "the gradient is 0: no direction of ascent"
         )
         return _resolved(at, estimate, rise)
-    v = rho * at.ritz(1, 1e-3, 200, seed).vectors[:, 0]
-    tries = torch.stack([torch.zeros_like(d), d, v, -v])  # the first where the loss falls to all sides of it
-    heights = torch.stack([at.train.loss(at.theta + t) for t in tries])
-    d = tries[heights.argmax(0), torch.arange(len(v), device=v.device)]
-    rise, residual, done, steps = _climb_in_ball(at, d, rho, tolerance, max_steps)
+    rise, residual, done, steps = climb(at, torch.full_like(length[:, 0], rho).double(), tolerance, max_steps, seed)
     estimate = exact(rise, len(at.train.y))
     estimate.iterations, estimate.residual = steps, residual
     why = f"gradient along the sphere above tolerance={tolerance:g} after {steps} steps: raise max_steps ({max_steps})"
     return _resolved(at, estimate.not_converged(~done, why), rise)
 
 
+def climb(at: Point, rho: Tensor, tolerance: float, max_steps: int, seed: int) -> tuple[Tensor, Tensor, Tensor, int]:
+    """The largest rise max_{|d| <= rho} L(theta + d) - L(theta), radii rho (K,): what `_climb_in_ball` returns.
+
+    It starts from the best of the step along the gradient and the top eigenvector of the Hessian, both signs.
+    """
+    g, scale = at.gradient(), rho[:, None].to(at.theta.dtype)
+    d = scale * g / torch.linalg.vector_norm(g, dim=1, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny)
+    v = scale * at.ritz(1, 1e-3, 200, seed).vectors[:, 0]
+    tries = torch.stack([torch.zeros_like(d), d, v, -v])  # the first where the loss falls to all sides of it
+    heights = torch.stack([at.train.loss(at.theta + t) for t in tries])
+    d = tries[heights.argmax(0), torch.arange(len(v), device=v.device)]
+    return _climb_in_ball(at, d, rho, tolerance, max_steps)
+
+
 def _climb_in_ball(
-    at: Point, d: Tensor, rho: float, tolerance: float, max_steps: int
+    at: Point, d: Tensor, rho: Tensor, tolerance: float, max_steps: int
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Ascend L(theta + d) over |d| <= rho from d (K, p): rise, residual, whether it is done (K,); gradients used.
+    """Ascend L(theta + d) over |d| <= rho (K,) from d (K, p): rise, residual, whether it is done (K,); gradients used.
 
     The step d <- rho (g + s d) / |g + s d| is the power method for s = 0 and a small gradient step for large s; each
     minimum raises its own s when a step goes down, and halves it when it goes up. Momentum on top (Nesterov's, dropped
@@ -146,7 +156,7 @@ def _climb_in_ball(
     seen = [(0, at.loss())]
     while True:
         size = torch.linalg.vector_norm(slope, dim=1).double()
-        outward = (slope * best).double().sum(1, keepdim=True).clamp_min(0) / rho**2
+        outward = (slope * best).double().sum(1, keepdim=True).clamp_min(0) / rho[:, None] ** 2
         along = torch.linalg.vector_norm(slope.double() - outward * best.double(), dim=1)
         then = next((value for when, value in reversed(seen) if when <= steps - 20), at.loss())
         stands = (loss - then <= tolerance**2 * (loss - at.loss())) & (steps > 20)
@@ -172,7 +182,7 @@ def _climb_in_ball(
             d, g = best, slope
 
 
-def _onto_ball(way: Tensor, s: Tensor, rho: float) -> Tensor:
+def _onto_ball(way: Tensor, s: Tensor, rho: Tensor) -> Tensor:
     """way / s if that lies in the ball of radius rho, else the point of the sphere in that direction."""
     reach = torch.linalg.vector_norm(way, dim=1).double()
     scale = torch.where(reach > s * rho, rho / reach.clamp_min(1e-300), 1 / s.clamp_min(1e-300))
