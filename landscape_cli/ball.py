@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ULP = 1e-15  # what rounding does to a value
 STALL = 1e-7  # of radius |g|, in 50 steps
 Function = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -69,8 +70,8 @@ def least_in_ball(
         fn, gn = f(new, live)
         move = new - y
         bound = fy + (gy * move).sum(1) + L / 2 * move.square().sum(1)
-        fits = fn <= bound + 1e-15 * fy.abs()
-        down = fits & (fn <= value)
+        fits = fn <= bound + ULP * fy.abs()
+        down = fits & (fn <= value + ULP * value.abs())  # near the end the gradient still shrinks, the value no more
         L = torch.where(fits, 0.8 * L, 2 * L)
         next_t = (1 + (1 + 4 * t * t).sqrt()) / 2
         push = torch.where(down, (t - 1) / next_t, 0)

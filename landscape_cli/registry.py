@@ -115,7 +115,7 @@ def metric(
         grids: for a setting, the list of values that are measured by default, one row each.
     """
     facts = {"invariant": invariant, "source": source, "default": default, "version": version, "same": same}
-    return _register("metric", **facts, grids=grids)
+    return _register("metric", **facts, pairs=pairs, grids=grids)
 
 
 def claims(entry: Entry) -> dict[str, list[str]]:

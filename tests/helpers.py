@@ -65,6 +65,11 @@ def _dense(*between: Callable[[], nn.Module]) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(4, 6), *[make() for make in between], nn.Linear(6, 3))
 
 
+def _narrow() -> nn.Module:
+    """Few outputs for its width: the dense layer's other branch."""
+    return nn.Sequential(nn.Linear(4, 16, bias=False), nn.ReLU(), nn.Linear(16, 3))
+
+
 def _bias_free() -> nn.Module:
     norm = nn.BatchNorm1d(6, affine=False)
     return nn.Sequential(nn.Linear(4, 6, bias=False), norm, nn.ReLU(), nn.Linear(6, 3, bias=False))
@@ -93,6 +98,7 @@ class Case:
 
 CASES: dict[str, Case] = {
     "relu": Case(lambda: _dense(nn.ReLU), (4,), "stacked", True),
+    "narrow": Case(_narrow, (4,), "stacked", True),
     "tanh": Case(lambda: _dense(nn.Tanh), (2, 2), "stacked", False),
     "batchnorm": Case(lambda: _dense(lambda: nn.BatchNorm1d(6), nn.ReLU), (4,), "stacked", True),
     "bias-free": Case(_bias_free, (4,), "stacked", True),

@@ -176,7 +176,6 @@ def test_without_two_groups_there_is_no_test(groups: list[str]) -> None:
     runs = runs_of({"only": 3})
     table = analysis.compare(rows_of(runs, "m", [1, 2, 3]), runs, groups)
     assert list(table["metric"]) == ["m"] and table["p_value"].isna().all() and table["ratio"].isna().all()
-    assert analysis.verdict(table.iloc[0]) == ""
 
 
 def test_no_rows_give_an_empty_table() -> None:
@@ -184,19 +183,108 @@ def test_no_rows_give_an_empty_table() -> None:
     assert analysis.compare(rows_of(runs, "m", [1, 2]).iloc[:0], runs, ["a", "b"]).shape == (0, 16)
 
 
+def test_a_metric_under_several_names_is_one_hypothesis_for_holm() -> None:
+    """3 tests with a p, not 5: by hand 0.01 x 3, then 0.012 x 2 and 0.02 x 1 below it; c has none."""
+    names = ["noise", "diversity", "coherence", "coherence", "a", "b", "c"]
+    table = pd.DataFrame({"metric": names})
+    p = np.array([0.011, nan, 0.01, 0.3, 0.012, 0.02, nan])
+    same = {"diversity": "noise", "coherence": "noise", "unmeasured": "b", "c": "c2"}
+    label = analysis.hypotheses(table, same)
+    assert label.nunique() == 4 and label[:4].nunique() == 1 and "unmeasured" not in set(label)
+    adjusted = analysis.holm_once(p, label)
+    np.testing.assert_allclose(adjusted, [0.03, nan, 0.03, 0.3, 0.03, 0.03, nan])  # 0.3: never below its own
+    apart = analysis.holm_once(p, analysis.hypotheses(table, {}))
+    np.testing.assert_allclose(apart, analysis.holm(p))
+    assert apart[2] == pytest.approx(0.05)  # teeth: 5 tests where every name counts
+    assert analysis.holm_once(np.empty(0), pd.Series([], dtype=object)).shape == (0,)
+
+
+def test_compare_counts_names_once_and_keeps_every_row() -> None:
+    runs = runs_of({"small": 4, "large": 4})
+    rising = [1.0, 2, 3, 4, 5, 6, 7, 8]
+    metrics = pd.concat(
+        [
+            rows_of(runs, "noise", rising),
+            rows_of(runs, "inverse", [1 / v for v in rising], setting="m=1"),
+            rows_of(runs, "inverse", [3 / v for v in rising], setting="m=10"),
+            rows_of(runs, "other", rising[::-1]),
+        ]
+    )
+    p = analysis.p_floor(4, 4)
+    once = analysis.compare(metrics, runs, ["small", "large"], {"inverse": "noise"})
+    assert list(once["metric"]) == ["noise", "inverse", "inverse", "other"]
+    np.testing.assert_allclose(once["p_value"], p)
+    np.testing.assert_allclose(once["p_holm"], 2 * p)
+    np.testing.assert_allclose(analysis.compare(metrics, runs, ["small", "large"])["p_holm"], 4 * p)
+
+
 @pytest.mark.parametrize(
-    ("cells", "phrase"),
+    ("setting", "expected"),
     [
-        ({}, "large 3.21x (2.9 to 3.5)"),
-        ({"p_holm": 0.05}, "no clear difference"),
-        ({"p_holm": nan}, "too few values"),
-        ({"ratio": nan, "cliffs_delta": -1.0}, "large lower"),
-        ({"ratio": nan}, "large higher"),
+        ("", ""),
+        ("minibatch_size=10", "minibatch_size=10"),
+        ("to=r1", "to=small"),
+        ("a=1;to=r1;z=2", "a=1;to=small;z=2"),
+        ("to=r2", "to=\\frac{ $x$ = 1, 漢字"),
+        ("a=1;to=r3", 'a=1;to="x;to=r1"'),
+        ("to=r4;z=1", 'to="5\\U00000022";z=1'),
+        ('text="a;to=r1";to=r1', 'text="a;to=r1";to=small'),
+        ("onto=r1", "onto=r1"),
+        ("to=gone", None),
     ],
 )
-def test_verdict(cells: dict[str, float], phrase: str) -> None:
-    row = {"small_mean": 1.0, "large_mean": 3.2, "ratio": 3.2123, "ratio_low": 2.9, "ratio_high": 3.5}
-    assert analysis.verdict(pd.Series(row | {"cliffs_delta": 1.0, "p_holm": 0.049} | cells)) == phrase
+def test_the_other_minimum_of_a_pair_is_named_by_its_group(setting: str, expected: str | None) -> None:
+    group_of = {"r1": "small", "r2": "\\frac{ $x$ = 1, 漢字", "r3": "x;to=r1", "r4": '5"'}
+    assert analysis.towards(setting, group_of) == expected
+
+
+def test_told_reads_settings_and_keeps_the_value_of_the_row() -> None:
+    assert analysis.told("") == {}
+    assert analysis.told('radius=0.01;radius=[0.01, 0.1];to="x;y=1"') == {"radius": "0.01", "to": '"x;y=1"'}
+
+
+def test_pairs_of_minima_are_compared_by_the_group_of_the_other() -> None:
+    """Distances of 2 + 2 runs and one that diverged: a row a group, in which a run's distances are averaged."""
+    runs = runs_of({"small": 2, "large": 3}, large_s2="diverged")
+    ids, groups = runs["run_id"].tolist(), ["small", "large"]
+    distance = {(a, b): 10.0 * i + k for i, a in enumerate(ids) for k, b in enumerate(ids) if a != b}
+    pairs = [
+        rows_of(runs[runs["run_id"] == a], "ewc", [v], setting=f"damping=1;to={b}") for (a, b), v in distance.items()
+    ]
+    gone = rows_of(runs[:1], "ewc", [1e9], setting="damping=1;to=small-s9")
+    table = analysis.compare(pd.concat([*pairs, gone, rows_of(runs, "m", [1, 2, 3, 4, 5])]), runs, groups)
+    near, far, plain = (row for _, row in table.iterrows())
+    assert [near["setting"], far["setting"], plain["setting"]] == ["damping=1;to=small", "damping=1;to=large", ""]
+    assert (near["small_mean"], near["small_n"]) == (np.mean([1, 10]), 2)  # each has one other of its own group
+    assert (near["large_mean"], near["large_n"]) == (np.mean([20, 21, 30, 31]), 2)
+    assert (far["small_mean"], far["small_n"]) == (np.mean([2, 3, 12, 13]), 2)  # 4, 14: towards the diverged run
+    assert (far["large_mean"], far["large_n"]) == (np.mean([23, 32]), 2)
+    assert (plain["small_mean"], plain["large_mean"]) == (1.5, 3.5)
+
+
+def test_a_curve_takes_two_radii_and_finds_its_first_order_value() -> None:
+    runs = runs_of({"small": 1})
+    settings = {
+        "regret_exact": ["radius=0.001", "radius=1.0e-05", "minibatch_size=1;radius=0.1;radius=[0.1, 1]", "radius=x"],
+        "regret_kl_exact": ["radius=0.01;rows=all", "radius=0.1;rows=all", "radius=0.1;rows=train"],
+        "regret": ["minibatch_size=1", "minibatch_size=10", "minibatch_size=100"],
+        "regret_kl": ["rows=all", "rows=train"],
+    }
+    table = analysis.usable(
+        pd.concat([rows_of(runs, m, [1.0], setting=s) for m, each in settings.items() for s in each]), runs
+    )
+    found = analysis.at_radii(table)
+    rows = list(found[["metric", "setting", "radius"]].itertuples(index=False, name=None))
+    assert rows[:2] == [("regret_exact", "", 1e-3), ("regret_exact", "", 1e-5)]
+    assert rows[2:] == [("regret_kl_exact", "rows=all", 0.01), ("regret_kl_exact", "rows=all", 0.1)]
+    for metric, setting, due in [
+        ("regret_exact", "", ["minibatch_size=10"]),  # its default
+        ("regret_exact", "minibatch_size=1;steps=5", ["minibatch_size=1"]),
+        ("regret_exact", "minibatch_size=7", []),
+        ("regret_kl_exact", "rows=all", ["rows=all"]),
+        ("regret_kl_exact", "", []),  # which of the two is not told
+    ]:
+        assert analysis.first_order(table, metric, setting)["setting"].tolist() == due
 
 
 def test_printable_disarms_terminal_codes_and_bidi_overrides() -> None:

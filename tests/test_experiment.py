@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ RUN_COLUMNS = (
 METRIC_COLUMNS = (
     "run_id,group,seed,epoch,metric,setting,value,standard_error,samples,iterations,residual,seconds,status,message"
 )
-FIGURES = [f"plots/{name}.{kind}" for name in experiment.PICTURES for kind in ("png", "svg")]
+FIGURES = [f"plots/{name}.{kind}" for name in experiment.PICTURES[:3] for kind in ("png", "svg")]
 
 
 @pytest.fixture(autouse=True)
@@ -89,14 +90,16 @@ def test_files_of_the_contract(tiny: Open) -> None:
     manifest = json.loads((folder / store.MANIFEST).read_text())
     assert set(manifest["files"]) == files and manifest["device"] == "cpu" and manifest["threads"] == 1
     assert all(manifest["files"][f] == digest for f, (digest, _) in snapshot(folder).items())
-    again = config.resolve(config.read(str(folder / "experiment.yaml")))
-    assert again == session.experiment
+    assert config.resolve(config.read(str(folder / "experiment.yaml"))) == session.experiment
     stored = minima.metadata(folder / f"minima/{ids[1]}.safetensors")
     assert (stored["seed"], stored["epoch"], stored["settings"]) == (1, 30, session.runs[1].settings)
     before = snapshot(folder)
     experiment.compare(tiny())
     assert {f for f, v in snapshot(folder).items() if before[f][0] != v[0]} == set()
     assert {f for f, v in snapshot(folder).items() if f.startswith(("plots", "report")) and before[f] != v} == set()
+    (folder / "plots" / "regret_by_radius.png").write_bytes(b"of a config that measured it")
+    experiment.rewrite_report(folder)
+    assert {f for f in snapshot(folder) if f.startswith("plots/")} == {*FIGURES, "plots/.drawn"}
 
 
 def test_minima_are_what_the_tables_say(tiny: Open) -> None:
@@ -223,7 +226,7 @@ def test_a_metric_that_raises(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> No
             raise ValueError("no such luck\nsecond line")
         return exact(at.theta[:, 0])
 
-    facts = {"invariant": "none", "source": "", "default": False, "version": 1, "grids": {}}
+    facts = REGISTRY["metric"]["weight_norm"].facts
     monkeypatch.setitem(REGISTRY["metric"], "toy", Entry("toy", "metric", toy, facts))
     metrics = {"metrics": ["toy", "weight_norm"]}
     compare(tiny(metrics))
@@ -239,6 +242,18 @@ def test_a_metric_that_raises(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> No
     before = compare(session)
     assert {r["status"] for r in rows(session, "toy")} == {"ok"}
     assert {f for f, v in compare(tiny(metrics)).items() if before[f] != v and f.startswith("cells")} == set()
+
+
+def test_compare_counts_once_what_says_it_is_the_same(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    same = experiment.same_as()
+    assert same["coherence"] == "gradient_noise_scale"
+    assert set(same.values()) <= REGISTRY["metric"].keys() - same.keys()  # a metric that names none
+    own = REGISTRY["metric"]["distance_from_init"]
+    monkeypatch.setitem(REGISTRY["metric"], own.name, replace(own, facts=own.facts | {"same": "weight_norm"}))
+    table = experiment.compare(tiny({"metrics": ["weight_norm", "distance_from_init"], "seeds": 3}))
+    assert (table["p_holm"] == table["p_value"]).all() and (
+        table["p_value"] < 0.5
+    ).any()  # one test: nothing to correct
 
 
 def test_fresh(tiny: Open) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from landscape_cli.linalg import Ritz, reject, top_eigenpairs, tridiagonal
+from landscape_cli.linalg import Ritz, conjugate_gradients, reject, top_eigenpairs, tridiagonal
 
 f64 = torch.float64
 
@@ -121,3 +121,22 @@ def test_helpers() -> None:
     assert_close(reject(left, Q), left)
     T = tridiagonal(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[4.0, 5.0]]))
     assert T.tolist() == [[[1, 4, 0], [4, 2, 5], [0, 5, 3]]]
+
+
+@given(p=st.integers(1, 30), seed=st.integers(0, 2**31))
+def test_conjugate_gradients_solve_many_systems(p: int, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    Q = torch.linalg.qr(torch.randn(5, p, p, generator=rng, dtype=torch.float64))[0]
+    A = Q @ torch.diag_embed(10 ** (-4 * torch.rand(5, p, generator=rng, dtype=torch.float64))) @ Q.mT
+    b = torch.randn(5, p, generator=rng, dtype=torch.float64)
+    b[1] = 0  # solved before it begins
+    x, residual, steps = conjugate_gradients(
+        lambda v: torch.einsum("kij,kj->ki", A, v), b, tolerance=1e-10, max_steps=3000
+    )
+    assert (residual <= 1e-10).all()
+    assert (x[1] == 0).all()
+    apart = (torch.einsum("kij,kj->ki", A, x) - b).norm(dim=1)
+    assert (apart <= 1e-8 * b.norm(dim=1)).all()
+    few = conjugate_gradients(lambda v: torch.einsum("kij,kj->ki", A, v), b, tolerance=1e-14, max_steps=1)
+    assert few[2] == 1
+    assert p == 1 or float(few[1].max()) > 1e-14  # and says that it did not get there

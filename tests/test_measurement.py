@@ -38,7 +38,7 @@ def measure(session: Session, records: dict[str, Record], wanted: list[Any]) -> 
 
 
 def register(monkeypatch: pytest.MonkeyPatch, function: Any, version: int = 1, **grids: list[Any]) -> None:
-    facts = {"invariant": "none", "source": "", "default": False, "version": version, "grids": grids}
+    facts = {"invariant": "none", "source": "", "default": False, "version": version, "pairs": False, "grids": grids}
     monkeypatch.setitem(REGISTRY["metric"], "toy", Entry("toy", "metric", function, facts))
 
 
@@ -179,3 +179,28 @@ def test_every_metric_of_all_gives_rows(tiny: Open, tmp_path: Path) -> None:
             assert row["status"] != "failed", row["message"]
             assert row["value"] is not None or row["status"] != "ok" or cell["metric"].startswith("_shared:")
             assert row["status"] == "ok" or row["message"]
+
+
+def test_distances_to_the_other_minima_are_rows_and_follow_the_set_of_minima(tiny: Open) -> None:
+    session = tiny(SMALL)
+    records, wanted = trained(session), [("ewc_distance", {})]
+    found = measure(session, records, wanted)
+    for run_id, rows in found.items():
+        assert [row["setting"] for row in rows] == [f"to={other}" for other in records if other != run_id]
+        assert all(row["value"] > 0 for row in rows)
+    fewer = dict(list(records.items())[:2])
+    settings_of = {run.run_id: run.settings for run in session.runs}
+    left = [c for c in measurement.current(session, fewer, settings_of) if c["metric"] == "ewc_distance"]
+    assert left == []  # one minimum less: other rows are due
+    assert {r: len(rows) for r, rows in measure(session, fewer, wanted).items()} == dict.fromkeys(fewer, 1)
+
+
+def test_a_row_of_several_says_which_and_replaces_the_list_in_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def toy(at: Point, *, radius: list[float] = [0.1], seed: int = 0) -> dict[str, Estimate]:  # noqa: B006
+        """Toy."""
+        return {}
+
+    register(monkeypatch, toy)
+    told = measurement.setting("toy", {"radius": [0.5, 0.25], "seed": 3}, "radius=0.5")
+    assert told == "radius=0.5;seed=3"
+    assert measurement.setting("toy", {"radius": [0.1], "seed": 0}, "radius=0.1") == "radius=0.1"

@@ -246,3 +246,25 @@ def test_a_relu_after_a_narrow_layer_trains() -> None:
     alone = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
     for stacked, own in zip(slopes, alone, strict=True):
         torch.testing.assert_close(stacked[1], own, rtol=1e-12, atol=1e-12)
+
+
+class Reparametrized(nn.Module):
+    """Its forward pass calls a network at other parameters than its own: a trace of it shows the network alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        there = {n: torch.sinh(p) for n, p in self.inner.named_parameters()}
+        return torch.func.functional_call(self.inner, there, (x,))  # type: ignore[no-any-return]
+
+
+def test_a_trace_that_gives_other_values_is_not_used() -> None:
+    module = Reparametrized().double()
+    network = build(module, (4,), torch.float64)
+    params, buffers = stack([module, module])
+    x = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert network.kind == "vmap"
+    assert "off by" in network.reason
+    assert_close(network(params, buffers, x)[1], module(x), rtol=1e-12, atol=1e-14)

@@ -189,3 +189,26 @@ def test_bytes_per_sample_counts_what_autograd_keeps() -> None:
     """Of the MLP 4-6-3: at least the activations of each layer, in both runs, and not a hundred times as much."""
     at, _ = objective("tanh")
     assert K * 8 * (4 + 6 + 3) <= at.bytes_per_sample <= K * 8 * 100
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fisher_product_is_that_of_the_dense_matrix(name: str) -> None:
+    at, theta = objective(name)
+    v = torch.randn(theta.shape, generator=torch.Generator().manual_seed(5), dtype=theta.dtype)
+    found = at.fisher_product(theta)(v)
+    for k in range(K):
+        assert_close(found[k], oracle(name, k).F @ v[k], rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_minibatch_of_each_minimum_is_a_row(name: str) -> None:
+    at, theta = objective(name)
+    minibatches = torch.arange(12).view(4, 3)
+    each = at.each(minibatches)
+    loss, gradient = each.loss_and_gradient(theta.repeat_interleave(4, 0))
+    for k in range(K):
+        for b, index in enumerate(minibatches):
+            assert_close(gradient[4 * k + b], oracle(name, k).g[index].mean(0), rtol=1e-10, atol=1e-13)
+            assert_close(loss[4 * k + b], at.subset(index).loss(theta)[k], rtol=1e-12, atol=0)
+    one = each.rows(torch.tensor([1, 5]))
+    assert_close(one.loss_and_gradient(theta)[1], gradient[[1, 5]], rtol=1e-10, atol=1e-13)

@@ -11,6 +11,7 @@ from test_plots import GROUPS, draw_all, example
 
 from landscape_cli import analysis, report
 from landscape_cli.errors import Fault
+from landscape_cli.experiment import PICTURES
 from landscape_cli.tables import table_bytes
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -85,7 +86,7 @@ def test_headline_is_honest_where_nothing_differs_or_could() -> None:
     metrics = runs.assign(epoch=None, metric="m", setting="", value=[1.0, 2, 3, 4, 5, 6])
     text = report.headline(runs, analysis.compare(metrics, runs, ["x", "y"]))
     assert "None of 1 metrics differs clearly between x and y" in text and "no proof that they are equal" in text
-    assert "With 3 and 3 runs the smallest possible p-value is 0.1: tested on 1 rows, not even" in text
+    assert "With 3 and 3 runs the smallest possible p-value is 0.1: tested 1 times, not even" in text
     lone = report.headline(runs.assign(group="x"), analysis.compare(metrics.iloc[:0], runs, ["x"]))
     assert "nothing to compare" in lone
     few = report.headline(runs, analysis.compare(metrics.iloc[:1], runs, ["x", "y"]))
@@ -130,6 +131,49 @@ def test_failures_of_a_metric_are_counted_over_runs_that_are_ok(two: Path) -> No
         ("b1-s7-17af03", "diverged", "loss is nan at step 12: lower lr", 1),
         ("path_norm", "undefined", "no path: a layer is not linear", 6),
     ]
+
+
+def test_a_message_of_a_value_that_is_ok_is_no_failure(tmp_path: Path) -> None:
+    folder = results(tmp_path / "r", GROUPS, 3)
+    before = page(folder)
+    metrics = report.table(folder / "metrics.csv")
+    metrics.loc[metrics["status"] == "ok", "message"] = "rank 90 of 90 rows"
+    (folder / "metrics.csv").write_bytes(table_bytes(metrics))
+    after = page(folder)
+    assert "rank 90" not in after.text and after.text == before.text
+
+
+def test_pairs_that_failed_are_listed_by_group() -> None:
+    runs = pd.DataFrame({"run_id": list("abcd"), "group": ["x", "x", "y", "y"], "status": "ok", "message": ""})
+    pairs = [(a, f"to={b}") for a in "abcd" for b in "abcd" if a != b]
+    metrics = pd.DataFrame(pairs, columns=["run_id", "setting"])
+    metrics = metrics.assign(metric="ewc_distance", status="failed", message="no Fisher")
+    assert report.failures(runs, metrics) == [
+        ("ewc_distance (to=x)", "failed", "no Fisher", 4),
+        ("ewc_distance (to=y)", "failed", "no Fisher", 4),
+    ]
+
+
+def test_the_headline_counts_a_metric_once_whatever_its_names() -> None:
+    runs = pd.DataFrame(
+        {"run_id": list("abcdef"), "group": ["x"] * 3 + ["y"] * 3, "status": "ok", "test_accuracy": 0.5}
+    )
+    one = runs.assign(epoch=None, setting="", value=[1.0, 2, 3, 4, 5, 6])
+    metrics = pd.concat([one.assign(metric=m) for m in ("noise", "diversity", "coherence")])
+    same = {"diversity": "noise", "coherence": "noise"}
+    text = report.headline(runs, analysis.compare(metrics, runs, ["x", "y"], same), same)
+    assert "None of 1 metrics differs clearly" in text and "tested 1 times" in text
+    assert "None of 3 metrics differs clearly" in report.headline(runs, analysis.compare(metrics, runs, ["x", "y"]))
+
+
+def test_the_regret_by_radius_has_a_title_and_a_caption(two: Path, tmp_path: Path) -> None:
+    png = (two / "plots" / "training_curves.png").read_bytes()
+    (tmp_path / "regret_by_radius.png").write_bytes(png)
+    (figure,) = report.figures(tmp_path)
+    assert (
+        figure.title == "How far the linear formula holds" and "before the linear formula misjudges" in figure.caption
+    )
+    assert set(PICTURES) == set(report.CAPTIONS)
 
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import CASES, K, N, objective, oracle
+from helpers import CASES, K, N, data, modules, objective, oracle, plain_logits, vector
+from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from landscape_cli import objective as objective_module
-from landscape_cli.fisher import fisher_traces
-from landscape_cli.samples import sample_gram
+from landscape_cli.fisher import fisher_diagonal, fisher_traces, root
+from landscape_cli.samples import (
+    hessian_squares,
+    minibatch_gram,
+    sample_gram,
+    sample_hessian_products,
+    squared_norms,
+)
 
 f64 = torch.float64
 
@@ -92,3 +99,40 @@ def test_sequence_inputs_of_a_dense_layer_sum_over_positions() -> None:
     G = torch.stack(g)
     assert at.network.kind == "stacked"
     assert_close(sample_gram(at, flatten(params))[0], G @ G.T, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_squares_of_every_samples_hessian_product(name: str) -> None:
+    """Against the dense Hessian of each sample, tensor by tensor."""
+    at, theta = objective(name, n=5)
+    v = torch.randn(theta.shape, generator=torch.Generator().manual_seed(6), dtype=f64)
+    found = hessian_squares(at, theta, v)
+    whole = torch.cat(list(sample_hessian_products(at, theta, v)), 1)
+    sizes = [t[0].numel() for t in at.like.values()]
+    for k in range(K):
+        module, (x, y) = modules(name)[k], data(name, 5)
+        for i in range(5):
+
+            def loss(t: torch.Tensor, i: int = i) -> torch.Tensor:
+                return cross_entropy(plain_logits(module, x[i : i + 1])(t), y[i : i + 1])  # noqa: B023
+
+            Hv = torch.autograd.functional.hvp(loss, vector(module), v[k])[1]
+            assert_close(whole[k, i], Hv, rtol=1e-9, atol=1e-12)
+            due = torch.stack([part.square().sum() for part in Hv.split(sizes)])
+            assert_close(found[k, i], due, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_norms_and_diagonals_of_every_network(name: str) -> None:
+    at, theta = objective(name)
+    norms, diagonal = squared_norms(at, theta), fisher_diagonal(at, theta)
+    draw = torch.arange(16).view(4, 4)
+    gram = minibatch_gram(at, theta, draw)
+    for k in range(K):
+        g = oracle(name, k).g
+        means = g[draw].mean(1)
+        assert_close(norms[k], g.square().sum(1), rtol=1e-10, atol=1e-14)
+        assert_close(diagonal[k], oracle(name, k).F.diagonal(), rtol=1e-10, atol=1e-14)
+        assert_close(gram[k], means @ means.T, rtol=1e-10, atol=1e-14)
+        U = root(at.alone(k), theta[k : k + 1]).flatten(0, 1)
+        assert_close(U.T @ U, oracle(name, k).F, rtol=1e-9, atol=1e-13)

@@ -61,10 +61,11 @@ def _regret(gram: Tensor, n: int, S: int) -> Estimate:
     """
     K, D, M = gram.shape[:3]
     complete = D > 1 or M == S
-    length = gram.diagonal(dim1=2, dim2=3).clamp_min(0).sqrt()
-    h = length[:, :, None] - gram * unit(length)[..., None]
-    jackknife = over_pairs(h.flatten(0, 1)).standard_error.view(K, D).square().mean(1) * (1 - S / n if complete else 1)
-    values = regret_of(gram)
+    length, values = gram.diagonal(dim1=2, dim2=3).clamp_min(0).sqrt(), regret_of(gram)
+    share, jackknife = (1 - S / n if complete else 1), torch.zeros_like(values[:, 0])
+    if share > 0:
+        h = length[:, :, None] - gram * unit(length)[..., None]
+        jackknife = over_pairs(h.flatten(0, 1)).standard_error.view(K, D).square().mean(1) * share
     spread = values.var(1) / D if D > 1 else torch.zeros_like(jackknife)
     estimate = Estimate(values.mean(1), (jackknife + spread).sqrt(), D * M)
     return estimate.undefined(~values.mean(1).isfinite(), "exp(loss) of a sample overflows")
@@ -156,8 +157,9 @@ def regret_kl_closed_form(
         return empty(at, why)
     logits, y = F.subset(torch.arange(S, device=F.y.device)).logits(at.in_double.theta), F.y[:S]
     odds = log_odds(logits, y.expand(len(logits), -1))[0].exp()  # (1 - p_y) / p_y = exp(l) - 1
-    gram = torch.diag_embed(F.n * odds)
-    return _regret(_block_means(gram, partitions_of(S, minibatch_size, partitions, seed)), at.train.n, S)
+    draws = partitions_of(S, minibatch_size, partitions, seed).to(odds.device)
+    length = (F.n * odds[:, draws].mean(3) / minibatch_size).sqrt()  # (K, D, M)
+    return _regret(torch.diag_embed(length.square()), at.train.n, S)
 
 
 @metric(invariant="permutation,smooth", source="METRICS section 3", over=OVER)

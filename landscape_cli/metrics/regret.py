@@ -16,7 +16,7 @@ from landscape_cli.point import Estimate, Point, over_pairs, unit
 from landscape_cli.registry import Count, Natural, Positive, metric
 
 RADII = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
-KL_RADII = [0.01, 0.1]
+KL_RADII = [1e-6, 1e-5, 1e-4]
 KINK = 0.1  # a larger gap is no kink but a solver that is lost
 LIMIT = 2000  # parameters up to which F's eigenvectors are taken
 
@@ -39,7 +39,7 @@ def regret_exact(
 
     Args:
         at: K minima.
-        radius: eps / |theta|, a row each.
+        radius: eps / |theta|, a row each; a row radius=0 has the limit, to first order on the same minibatches.
         minibatch_size: samples m in a minibatch.
         minibatches: how many disjoint ones, M; all M (M - 1) ordered pairs are used.
         tolerance: of the solver's duality gap, relative to eps |g|; the error of R / eps goes with its root.
@@ -79,7 +79,7 @@ def regret_kl_exact(
 
     Args:
         at: K minima of at most 2000 parameters.
-        radius: eps, a row each; its square is in nats, the sum of both directions averaged over inputs.
+        radius: eps, a row each, and radius=0 for the limit; its square is in nats, both directions, mean over inputs.
         minibatch_size: samples m in a minibatch.
         samples: training samples that are cut into minibatches once.
         over: inputs that define the ball, as in regret_kl.
@@ -114,19 +114,21 @@ Solved = tuple[
 def _regrets(
     one: Objective, theta: Tensor, draw: Tensor, eps: Tensor, way: Way, tolerance: float, max_steps: int
 ) -> list[Solved]:
-    """R / eps of one minimum for each radius, minibatches and radii as one stack, in the coordinates w of a way."""
+    """R / eps of one minimum for radius 0 (its limit) and each radius, minibatches and radii as one stack, in the coordinates w of a way."""
     M, E = len(draw), len(eps)
     rows = one.each(draw).rows(torch.arange(M, device=theta.device).repeat(E))  # radii slowest
 
     def f(w: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
-        there, back = way(w)
+        there, defined, back = way(w)
         loss, slope = rows.rows(live).loss_and_gradient(there)
-        return loss, back(slope)
+        return torch.where(defined, loss, torch.inf), back(slope)
 
     reach = eps.repeat_interleave(M)
-    center = torch.zeros_like(way(theta.new_zeros(1, 1))[1](theta)).expand(M * E, -1)
-    g = f(center, torch.arange(M * E, device=theta.device))[1]
+    center, every = torch.zeros_like(way(theta.new_zeros(1, 1))[2](theta)), torch.arange(M * E, device=theta.device)
+    g = f(center.expand(M * E, -1), every)[1]
+    first = _first_order(g[:M])
     start = -g * reach[:, None] * unit(torch.linalg.vector_norm(g, dim=1))[:, None]
+    start = torch.where(f(start, every)[0].isfinite()[:, None], start, 0)
     least = least_in_ball(f, start, reach, tolerance=tolerance, max_steps=max_steps)
     points = one.rows(torch.zeros(M * E, dtype=torch.long, device=theta.device)).subset(draw.flatten())
     losses = sample_losses(points.logits(way(least.at)[0]), points.y.expand(M * E, -1))
@@ -135,12 +137,20 @@ def _regrets(
     rise = torch.where(eps > 0, 1 / eps, torch.nan)[:, None, None] * (cross - lowest)
     gap, stands = least.gap.view(E, M), least.stands.view(E, M)
     open_gap = gap.where(~stands, 0).amax(1).tolist()
-    return [(h, gap[e].amax(), open_gap[e], least.steps) for e, h in enumerate(rise)]
+    solved = [(h, gap[e].amax(), open_gap[e], least.steps) for e, h in enumerate(rise)]
+    return [(first, gap.new_zeros(()), 0.0, 1), *solved]
+
+
+def _first_order(g: Tensor) -> Tensor:
+    """|g_b| (1 - cos(g_a, g_b)) of all pairs (M, M) of the gradients (M, s)."""
+    gram = g @ g.mT
+    length = gram.diagonal().clamp_min(0).sqrt()
+    return length[None] - gram * unit(length)[:, None]
 
 
 def _as_they_are(theta: Tensor) -> Way:
     """w is the step d itself."""
-    return lambda w: (theta + w, lambda slope: slope)
+    return lambda w: (theta + w, torch.ones_like(w[:, 0], dtype=torch.bool), lambda slope: slope)
 
 
 def _by_divergence(one: Objective, theta: Tensor) -> Way:
@@ -153,14 +163,14 @@ def _by_divergence(one: Objective, theta: Tensor) -> Way:
     W, here = V[kept] / sigma[kept, None], one.logits(theta)  # (rank, p)
     row = torch.zeros(1, dtype=torch.long, device=theta.device)
 
-    def way(w: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def way(w: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
         w = w.expand(-1, len(W)) if w.shape[1] == 1 else w
         every, square, t = one.rows(row.expand(len(w))), w.square().sum(1), torch.ones_like(w[:, 0])
         for _ in range(8):
             divergence, slope = every.symmetrized_kl(theta + t[:, None] * (w @ W), here)
             slope = slope @ W.mT
             along, excess = (slope * w).sum(1), divergence - square
-            if bool((excess.abs() <= 1e-11 * square).all()):
+            if bool((excess.abs() <= 1e-10 * square).all()):
                 break
             t = torch.where(along > 0, t - excess / along.where(along > 0, 1), t).clamp(0.1, 10)
 
@@ -169,7 +179,7 @@ def _by_divergence(one: Objective, theta: Tensor) -> Way:
             turn = torch.where(along > 0, (g * w).sum(1) / along.where(along > 0, 1), 0)[:, None]
             return t[:, None] * g + turn * (2 * w - t[:, None] * slope)
 
-        return theta + t[:, None] * (w @ W), back
+        return theta + t[:, None] * (w @ W), excess.abs() <= 1e-6 * square, back
 
     return way
 
@@ -179,7 +189,7 @@ def _rows(
 ) -> dict[str, Estimate]:
     """An estimate a radius; a solution that stands has converged only where the loss has kinks to stand on."""
     limit, rows = KINK if at.piecewise_linear else tolerance, {}
-    for e, r in enumerate(radius):
+    for e, r in enumerate([0.0, *radius]):
         h, gap, moving, steps = zip(*(own[e] for own in found), strict=True)
         estimate = over_pairs(torch.stack(h))
         estimate.residual, estimate.iterations = torch.stack(gap), max(steps)

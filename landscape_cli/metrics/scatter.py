@@ -6,6 +6,7 @@ from typing import Annotated
 
 import torch
 from annotated_types import Gt, Lt
+from torch import Tensor
 
 from landscape_cli.linalg import top_eigenpairs
 from landscape_cli.objective import residuals
@@ -40,7 +41,7 @@ def minima_scatter(
         seed: of the Lanczos start.
     Returns: (K,), in nats; exact up to the solver; not_converged where more than k eigenvalues count.
     """
-    found = [_of_one(at, i, cutoff, k, tolerance, max_steps, seed) for i in range(len(at.theta))]
+    found = [_of_one(at, i, H, cutoff, k, tolerance, max_steps, seed) for i, H in enumerate(_hessians(at))]
     numbers = torch.tensor(found, dtype=torch.float64, device=at.theta.device)
     value, residual, count, short = numbers.unbind(1)
     estimate = Estimate(value, torch.zeros_like(value), at.train.n, residual=residual)
@@ -50,21 +51,31 @@ def minima_scatter(
     return estimate.not_converged(bad, why).undefined(count == 0, "no positive curvature found")
 
 
+def _hessians(at: Point) -> list[Tensor | None]:
+    """The Hessian of each minimum (p, p) where it is small enough to be formed, column by column."""
+    K, p = at.theta.shape
+    if p > DENSE:
+        return [None] * K
+    H = at.train.hessian_product(at.theta)
+    columns = [H(e.expand(K, p).contiguous()) for e in torch.eye(p, dtype=at.theta.dtype, device=at.theta.device)]
+    dense = torch.stack(columns, 1).double()
+    return list((dense + dense.mT) / 2)
+
+
 def _of_one(
-    at: Point, i: int, cutoff: float, k: int, tolerance: float, max_steps: int, seed: int
+    at: Point, i: int, H: Tensor | None, cutoff: float, k: int, tolerance: float, max_steps: int, seed: int
 ) -> tuple[float, float, int, bool]:
     """Of minimum i: the spread, the largest residual, how many eigenvalues count, whether there may be more."""
     one, theta = at.train.alone(i), at.theta[i : i + 1]
-    H, p, short = one.hessian_product(theta), theta.shape[1], False
-    if p <= DENSE:
-        columns = [H(e[None])[0].double() for e in torch.eye(p, dtype=theta.dtype, device=theta.device)]
-        dense = torch.stack(columns)
-        value, V = torch.linalg.eigh((dense + dense.mT) / 2)
+    p, short = theta.shape[1], False
+    if H is not None:
+        value, V = torch.linalg.eigh(H)
         value, V, residual = value.flip(0), V.flip(1), torch.zeros_like(value)
     else:
         rng = torch.Generator().manual_seed(seed)
         start = torch.randn(1, p, generator=rng, dtype=theta.dtype).to(theta.device)
-        ritz = top_eigenpairs(H, start, k, tolerance=tolerance * cutoff, max_steps=max_steps, rng=rng)
+        product = one.hessian_product(theta)
+        ritz = top_eigenpairs(product, start, k, tolerance=tolerance * cutoff, max_steps=max_steps, rng=rng)
         value, V, residual = ritz.values[0], ritz.vectors[0].mT.double(), ritz.residuals[0]
         short = len(value) < p and bool(value[-1] >= cutoff * value[0])
     kept = (value >= cutoff * value[0]) & (value > 0)
