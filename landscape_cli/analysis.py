@@ -19,7 +19,6 @@ LEVEL = 0.95  # of every interval
 ALPHA = 0.05  # p_holm below this is a difference
 EXACT_UP_TO = 30  # values in a group: above, the normal approximation is good and the exact count slow
 NO_NAMES: Mapping[str, str] = MappingProxyType({})
-FIRST_ORDER = {"regret_exact": "regret", "regret_kl_exact": "regret_kl"}  # at a radius: its limit at radius 0
 PART = re.compile(r'(?:"[^"]*"|[^;])+')  # of a setting; text in quotes may hold a semicolon
 
 
@@ -114,36 +113,22 @@ def usable(metrics: DataFrame, runs: DataFrame) -> DataFrame:
     return table.assign(group=table["run_id"].map(group_of), value=mean).drop_duplicates(key)
 
 
-def at_radii(table: DataFrame) -> DataFrame:
-    """Rows of the metrics at a radius that were measured at two radii or more.
+def at_radii(table: DataFrame, metrics: Iterable[str]) -> DataFrame:
+    """Rows of metrics at a radius, where there are two radii or more above 0.
 
     Args:
         table: usable rows of metrics.csv.
+        metrics: names; radius=0 in their setting is the limit.
     Returns: a copy with `radius` as a number, and `setting` without it.
     """
-    table = table.loc[table["metric"].isin(list(FIRST_ORDER))]
+    table = table.loc[table["metric"].isin(list(metrics))]
     parts = [told(setting) for setting in table["setting"]]
     radius = np.array([part.pop("radius", "nan") for part in parts])
     rest = [";".join(f"{name}={value}" for name, value in part.items()) for part in parts]
     table = table.assign(setting=rest, radius=to_numeric(radius, errors="coerce").astype(float))
-    table = table.loc[table["radius"] > 0]
-    return table.loc[table.groupby(["metric", "setting"])["radius"].transform("nunique") > 1]
-
-
-def first_order(table: DataFrame, metric: str, setting: str) -> DataFrame:
-    """Rows of the first-order regret that belong to a curve of `at_radii`.
-
-    Args:
-        table: usable rows of metrics.csv.
-        metric: that of the curve.
-        setting: that of the curve, without the radius.
-    Returns: rows whose setting agrees in all that both name; none where rows of several settings do.
-    """
-    default = {"minibatch_size": "10"}  # a setting at its default may go unsaid
-    here, table = default | told(setting), table.loc[table["metric"] == FIRST_ORDER[metric]]
-    there = {other: default | told(other) for other in table["setting"].unique()}
-    fits = [other for other, parts in there.items() if all(parts.get(k, v) == v for k, v in here.items())]
-    return table.loc[table["setting"].isin(fits if len(fits) == 1 else [])]
+    table = table.loc[table["radius"] >= 0]
+    above = table.assign(radius=table["radius"].where(table["radius"] > 0))
+    return table.loc[above.groupby(["metric", "setting"])["radius"].transform("nunique") > 1]
 
 
 def t_interval(values: Values) -> tuple[float, float, float]:

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from pandas import DataFrame
 from scipy import stats
 
-from landscape_cli.analysis import OUTCOMES, Values, at_radii, first_order, printable, t_interval, usable
+from landscape_cli.analysis import OUTCOMES, Values, at_radii, printable, t_interval, usable
 from landscape_cli.atomic import write_many
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito 2008: colour-blind safe
@@ -336,27 +336,24 @@ def metric_vs_gap(metrics: DataFrame, runs: DataFrame, stem: Path) -> list[Path]
         return save(figure, stem)
 
 
-def radius_panel(ax: Axes, part: DataFrame, linear: DataFrame, style: Mapping[str, Look]) -> None:
-    """Each group's mean against the radius, with its 95 % band, and its first-order value as a dashed line."""
+def radius_panel(ax: Axes, part: DataFrame, style: Mapping[str, Look]) -> None:
+    """Each group's mean against the radius, with its 95 % band; its mean at radius 0, the limit, as a dashed line."""
     points: list[Values] = []
     ends: list[Values] = []
     for group, (color, marker) in style.items():
-        mine = list(part[part["group"] == group].groupby("radius")["value"])
-        if not mine:
-            continue
-        radii, values = zip(*mine, strict=True)
-        mean, low, high = np.array([t_interval(v.to_numpy(dtype=np.float64)) for v in values]).T
-        ax.fill_between(radii, low, high, color=color, alpha=0.16, lw=0)
-        ax.plot(radii, mean, color=color, marker=marker, ms=3.5, lw=1.4)
+        found = [(r, *t_interval(v.to_numpy())) for r, v in part[part["group"] == group].groupby("radius")["value"]]
+        radius, mean, low, high = np.array(found, dtype=np.float64).reshape(-1, 4).T
+        for limit in mean[radius == 0]:
+            ax.axhline(limit, color=color, lw=1.1, ls=DASHED)
+        on = radius > 0
+        ax.fill_between(radius[on], low[on], high[on], color=color, alpha=0.16, lw=0)
+        ax.plot(radius[on], mean[on], color=color, marker=marker, ms=3.5, lw=1.4)
         points, ends = [*points, mean], [*ends, low, high]
-        first = linear.loc[linear["group"] == group, "value"].to_numpy(dtype=np.float64)
-        if len(first):
-            ax.axhline(first.mean(), color=color, lw=1.1, ls=DASHED)
-            points.append(first.mean(keepdims=True))
     heights(ax, np.concatenate(points), np.concatenate(ends).tolist())
-    scale(ax, "x", part["radius"], 7)
-    if not spans_decades(part["radius"]):  # too few decades for round ticks
-        ax.set(xscale="log", xticks=[part["radius"].min(), part["radius"].max()])
+    radii = part.loc[part["radius"] > 0, "radius"]
+    scale(ax, "x", radii, 7)
+    if not spans_decades(radii):  # too few decades for round ticks
+        ax.set(xscale="log", xticks=[radii.min(), radii.max()])
         ax.xaxis.set(minor_locator=NullLocator(), major_formatter=FuncFormatter(tick))
 
 
@@ -371,18 +368,16 @@ def regret_by_radius(metrics: DataFrame, runs: DataFrame, groups: list[str], ste
     Returns: the files written, none if no such metric was measured at two radii or more.
     """
     table = usable(metrics, runs)
-    table = table[table["group"].isin(groups)]
-    shown = by_setting(at_radii(table))[:MAX_PANELS]
+    shown = by_setting(at_radii(table[table["group"].isin(groups)], RADIUS))[:MAX_PANELS]
     if not shown:
         return []
     style = looks(groups)
     with styled():
         figure, axes = panels(len(shown), 3.0, per_row=min(2, len(shown)))
         for ax, (metric, setting, part) in zip(axes, shown, strict=True):
-            radius_panel(ax, part, first_order(table, metric, setting), style)
+            radius_panel(ax, part, style)
             ax.set(xlabel=RADIUS[metric], ylabel="regret per unit radius, R / ε")
             panel_title(ax, metric, setting)
         legend(figure, style, lines=True, extra=[Line2D([], [], color=MUTED, ls=DASHED, label="dashed: first order")])
-        text = "line: mean over the runs of a group; band: its 95 % interval; dashed: mean of the first-order formula"
-        note(figure, text)
+        note(figure, "line: mean over the runs of a group; band: its 95 % interval; dashed: the limit at radius 0")
         return save(figure, stem)

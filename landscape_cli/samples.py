@@ -93,15 +93,16 @@ def minibatch_gram(at: Objective, theta: Tensor, minibatches: Tensor) -> Tensor:
         minibatches: numbers of samples.
     """
     (K, p), M = theta.shape, len(minibatches)
-    width = max(1, min(p, 2**27 // (M * K)))  # 512 MB of float32
+    width = max(1, min(p, 2 * MEMORY // (M * K * theta.element_size())))
     gram = torch.zeros(K, M, M, dtype=torch.float64, device=theta.device)
     for start in range(0, p, width):
         g = theta.new_empty(K, M, min(width, p - start))
         for b, index in enumerate(minibatches):
             g[:, b] = at.subset(index).loss_and_gradient(theta)[1][:, start : start + width]
         for k in range(K):
-            for part in g[k].split(2**15, 1):  # float64 of a few columns at a time
-                gram[k].addmm_(part.double(), part.double().mT)
+            for columns in g[k].split(max(1, 2**23 // M), 1):  # 64 MB in float64
+                part = columns.double()
+                gram[k].addmm_(part, part.mT)
     return gram
 
 

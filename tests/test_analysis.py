@@ -262,29 +262,18 @@ def test_pairs_of_minima_are_compared_by_the_group_of_the_other() -> None:
     assert (plain["small_mean"], plain["large_mean"]) == (1.5, 3.5)
 
 
-def test_a_curve_takes_two_radii_and_finds_its_first_order_value() -> None:
+def test_a_curve_takes_two_radii_above_0() -> None:
     runs = runs_of({"small": 1})
     settings = {
-        "regret_exact": ["radius=0.001", "radius=1.0e-05", "minibatch_size=1;radius=0.1;radius=[0.1, 1]", "radius=x"],
-        "regret_kl_exact": ["radius=0.01;rows=all", "radius=0.1;rows=all", "radius=0.1;rows=train"],
-        "regret": ["minibatch_size=1", "minibatch_size=10", "minibatch_size=100"],
-        "regret_kl": ["rows=all", "rows=train"],
+        "exact": ["radius=0", "radius=1.0e-05", "radius=0.1;radius=[0.1, 1]", "", "radius=x", "radius=-1"],
+        "kl": ["over=all;radius=0", "over=all;radius=0.1", "a=1;radius=0.1;z=2", "a=1;radius=1;z=2"],
+        "other": ["radius=1", "radius=2"],
     }
-    table = analysis.usable(
-        pd.concat([rows_of(runs, m, [1.0], setting=s) for m, each in settings.items() for s in each]), runs
-    )
-    found = analysis.at_radii(table)
+    table = pd.concat([rows_of(runs, m, [1.0], setting=s) for m, each in settings.items() for s in each])
+    found = analysis.at_radii(analysis.usable(table, runs), ["exact", "kl"])
     rows = list(found[["metric", "setting", "radius"]].itertuples(index=False, name=None))
-    assert rows[:2] == [("regret_exact", "", 1e-3), ("regret_exact", "", 1e-5)]
-    assert rows[2:] == [("regret_kl_exact", "rows=all", 0.01), ("regret_kl_exact", "rows=all", 0.1)]
-    for metric, setting, due in [
-        ("regret_exact", "", ["minibatch_size=10"]),  # its default
-        ("regret_exact", "minibatch_size=1;steps=5", ["minibatch_size=1"]),
-        ("regret_exact", "minibatch_size=7", []),
-        ("regret_kl_exact", "rows=all", ["rows=all"]),
-        ("regret_kl_exact", "", []),  # which of the two is not told
-    ]:
-        assert analysis.first_order(table, metric, setting)["setting"].tolist() == due
+    assert rows[:3] == [("exact", "", 0), ("exact", "", 1e-5), ("exact", "", 0.1)]
+    assert rows[3:] == [("kl", "a=1;z=2", 0.1), ("kl", "a=1;z=2", 1)]
 
 
 def test_printable_disarms_terminal_codes_and_bidi_overrides() -> None:

@@ -130,7 +130,7 @@ def test_conjugate_gradients_solve_many_systems(p: int, seed: int) -> None:
     A = Q @ torch.diag_embed(10 ** (-4 * torch.rand(5, p, generator=rng, dtype=torch.float64))) @ Q.mT
     b = torch.randn(5, p, generator=rng, dtype=torch.float64)
     b[1] = 0  # solved before it begins
-    x, residual, steps = conjugate_gradients(
+    x, residual, _steps = conjugate_gradients(
         lambda v: torch.einsum("kij,kj->ki", A, v), b, tolerance=1e-10, max_steps=3000
     )
     assert (residual <= 1e-10).all()

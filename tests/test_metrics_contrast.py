@@ -1,4 +1,4 @@
-"""Contrasts of curvature and the scatter of minima against dense Hessians and Fisher informations of single samples."""
+"""Contrasts of curvature against dense Hessians and Fisher informations of single samples."""
 
 from __future__ import annotations
 
@@ -15,27 +15,25 @@ import torch.nn.functional as F
 from helpers import CASES, K, N, at_of, data, modules, oracle, plain_logits, point, vector
 from scipy.optimize import minimize
 from torch import Tensor, nn
+from torch.linalg import eigvalsh
 
 from landscape_cli.metrics import contrast
 from landscape_cli.metrics.curvature import hessian_trace
-from landscape_cli.metrics.scatter import minima_scatter
 from landscape_cli.point import Point
 
 f64 = torch.float64
 BLOCKS = ["none", "layer", "kernel"]
 LEFT = {("residual", "none"), ("twice", "kernel")}  # slow; a block at 1e-20 of the largest
 NETS = ["relu", "tanh", "conv1d", "residual"]
-Functional = Callable[[Tensor], float]  # of a matrix
 
 
 @cache
 def hessians(name: str, k: int = 0, n: int = N) -> Tensor:
-    """Of every sample by double backward (n, p, p)."""
-    module, (x, y) = modules(name)[k], data(name, n)
-    return dense_hessians(module, x, y)
+    return dense_hessians(modules(name)[k], *data(name, n))
 
 
 def dense_hessians(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Of every sample by plain autograd (n, p, p)."""
     found = []
     for i in range(len(y)):
         logits = plain_logits(module, x[i : i + 1])
@@ -78,11 +76,7 @@ def frobenius(A: Tensor) -> float:
     return float((A * A).sum())
 
 
-def top(A: Tensor) -> float:
-    return float(torch.linalg.eigvalsh(A)[-1])
-
-
-def ratio(each: Tensor, module: nn.Module, blocks: str, phi: Functional, batches: list[Tensor]) -> float:
+def ratio(each: Tensor, module: nn.Module, blocks: str, phi: Callable[[Tensor], float], batches: list[Tensor]) -> float:
     """Geometric mean over blocks of sum_b |b| phi(A_b) / sum_b |b| / phi(A); a block of zeros is left out."""
     total = sum(len(b) for b in batches)
     pairs = []
@@ -102,9 +96,6 @@ def geometric(pairs: list[tuple[float, float]]) -> float:
 SINGLE = [torch.tensor([i]) for i in range(N)]
 
 
-# ---- Frobenius and Fisher
-
-
 @pytest.mark.parametrize(("net", "blocks"), [(n, b) for n in (*NETS, "twice") for b in BLOCKS if (n, b) not in LEFT])
 def test_frobenius_against_dense_hessians(net: str, blocks: str) -> None:
     found = contrast.contrast_frobenius(point(net), blocks=blocks)  # type: ignore[arg-type]
@@ -120,8 +111,8 @@ def test_frobenius_against_dense_hessians(net: str, blocks: str) -> None:
 def test_probes_are_honest(blocks: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no dense block is formed: errors over standard errors have mean square 1, or halved ones would pass."""
     monkeypatch.setattr(contrast, "DENSE", 0)
-    made, (x, y) = modules("tanh", 1), data("tanh", 4)
-    at = at_of(made, x, y)
+    made = modules("tanh", 1)
+    at = at_of(made, *data("tanh", 4))
     due = ratio(hessians("tanh", 0, 4), made[0], blocks, frobenius, SINGLE[:4])
     found = [contrast.contrast_frobenius(at, blocks=blocks, probes=24, seed=s) for s in range(16)]  # type: ignore[arg-type]
     z = torch.tensor([(float(f.value) - due) / float(f.standard_error) for f in found])
@@ -152,8 +143,7 @@ def affine(each: Tensor, module: nn.Module, blocks: str, m: int) -> float:
     """E_b |A_b|^2 = (s + (m - 1) c) / m with s = E|A_i|^2 and c = E_{i != j} <A_i, A_j>, block by block."""
     pairs = []
     for own in blocks_of(module, blocks):
-        A = each[:, own][:, :, own].flatten(1)
-        products = A @ A.T
+        products = (A := each[:, own][:, :, own].flatten(1)) @ A.T
         s, n = float(products.diagonal().mean()), len(A)
         c = float(products.sum() - products.diagonal().sum()) / (n * (n - 1))
         pairs.append(((s + (m - 1) * c) / m, float(products.mean())))
@@ -183,7 +173,7 @@ def test_spectral_against_dense_eigenvalues(net: str, blocks: str) -> None:
     """Minibatches of 5, 5, 5 and 2 of 17 samples, weighted by their sizes."""
     found = contrast.contrast_spectral(point(net), blocks=blocks, minibatch_size=5, seed=3, tolerance=1e-6)  # type: ignore[arg-type]
     for k in range(K):
-        due = ratio(hessians(net, k), modules(net)[k], blocks, top, partition(N, 5, 3))
+        due = ratio(hessians(net, k), modules(net)[k], blocks, lambda A: float(eigvalsh(A)[-1]), partition(N, 5, 3))
         assert float(found.value[k]) == pytest.approx(due, rel=1e-6)
     assert found.status == ["ok"] * K
 
@@ -240,8 +230,7 @@ def test_sharpness_against_slsqp(act: type[nn.Module], blocks: str) -> None:
         tolerance=1e-5,
         max_steps=2000,  # type: ignore[arg-type]
     )
-    theta, logs = vector(made[0]), []
-    batches = partition(12, 5, 1)
+    theta, logs, batches = vector(made[0]), [], partition(12, 5, 1)
 
     def loss_on(b: Tensor) -> Callable[[Tensor], Tensor]:
         logits = plain_logits(made[0], x[b])
@@ -307,20 +296,3 @@ def test_rescaling_that_keeps_the_function_keeps_the_ratio(blocks: str) -> None:
     for no_such in ("rows", "layer", "none"):  # teeth, by dense matrices alone: those are not per-neuron invariant
         a, b = (ratio(e, m, no_such, frobenius, SINGLE) for e, m in zip(each, (module, moved), strict=True))
         assert abs(b / a - 1) > 1e-3
-
-
-# ---- scatter
-
-
-@pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize("cutoff", [1e-3, 0.1])
-def test_minima_scatter_against_dense_eigenvalues(net: str, cutoff: float) -> None:
-    found = minima_scatter(point(net), cutoff=cutoff)
-    for k in range(K):
-        own = oracle(net, k)
-        values, V = torch.linalg.eigh(own.H)
-        c = (own.g - own.g.mean(0)) @ V
-        kept = values >= cutoff * values[-1]
-        due = float((c.square().mean(0)[kept] / values[kept]).sum())
-        assert float(found.value[k]) == pytest.approx(due, rel=1e-6)
-    assert found.status == ["ok"] * K

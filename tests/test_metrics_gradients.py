@@ -58,6 +58,9 @@ def of_gradients(g: Tensor) -> Point:
         y = torch.zeros(g.shape[1], dtype=torch.long)
         n = g.shape[1]
 
+        def to(self, dtype: torch.dtype) -> Any:
+            return self
+
         def subset(self, index: Tensor) -> Any:
             return of_gradients(g[:, index]).train
 

@@ -1,4 +1,4 @@
-"""Regret in a ball of finite radius against SLSQP, a search over angles, and its first order."""
+"""Regret in a ball of finite radius against SLSQP, a search over angles, and its first order; the scatter of minima."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import at_of, objective, plain_logits, vector
+from helpers import K, at_of, objective, oracle, plain_logits, point, vector
 from scipy.optimize import brentq, minimize
 from torch import Tensor, nn
 
 from landscape_cli.metrics.gradients import regret
 from landscape_cli.metrics.regret import regret_exact
+from landscape_cli.metrics.scatter import minima_scatter
 from landscape_cli.point import Estimate, Point
 
 f64 = torch.float64
@@ -247,3 +248,20 @@ def test_regret_is_undefined_without_two_minibatches() -> None:
     row = found if isinstance(found, Estimate) else found["radius=0.01"]
     assert row.status == ["undefined"] * 2
     assert row.value.isnan().all()
+
+
+# ---- the other half of the picture: the scatter of minima
+
+
+@pytest.mark.parametrize("net", ["relu", "tanh", "conv1d", "residual"])
+@pytest.mark.parametrize("cutoff", [1e-3, 0.1])
+def test_minima_scatter_against_dense_eigenvalues(net: str, cutoff: float) -> None:
+    found = minima_scatter(point(net), cutoff=cutoff)
+    for k in range(K):
+        own = oracle(net, k)
+        values, V = torch.linalg.eigh(own.H)
+        c = (own.g - own.g.mean(0)) @ V
+        kept = values >= cutoff * values[-1]
+        due = float((c.square().mean(0)[kept] / values[kept]).sum())
+        assert float(found.value[k]) == pytest.approx(due, rel=1e-6)
+    assert found.status == ["ok"] * K

@@ -145,54 +145,46 @@ def test_pairs_of_minima_have_a_panel_a_group(tmp_path: Path, figures: list[Figu
         assert len(figure.axes) == 2 and any("to=large" in t for t in texts(figure))
 
 
-def radii(metric: str, first: str, prefix: str = "minibatch_size=10;") -> tuple[pd.DataFrame, pd.DataFrame]:
-    """runs.csv, and metrics.csv with R / eps of 3 runs a group at 4 radii next to the first-order value."""
+def radii(metric: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """runs.csv, and metrics.csv with R / eps of 3 runs a group at 4 radii next to the limit at radius 0."""
     runs, rows = [], []
     for group, size in (("small", 1.0), ("large", 4.0)):
         for seed in range(3):
             run = {"run_id": f"{group}{seed}", "group": group, "seed": seed, "status": "ok"}
             runs.append(run)
-            row = {**run, "epoch": None, "value": size + seed / 10}
-            rows += [{**row, "metric": first, "setting": f"minibatch_size={m}"} for m in (1, 10)]
-            for k, radius in enumerate([1e-5, 1e-4, 1e-3, 1e-2]):
-                value = row["value"] * 0.9**k
-                rows.append({**row, "metric": metric, "setting": f"{prefix}radius={radius:g}", "value": value})
-    table = pd.DataFrame(rows)
-    table.loc[(table["metric"] == first) & (table["setting"] == "minibatch_size=1"), "value"] = 77.0
-    return pd.DataFrame(runs), table
+            for k, radius in enumerate([0, 1e-5, 1e-4, 1e-3, 1e-2]):
+                value = (size + seed / 10) * 0.9**k
+                rows.append({**run, "epoch": None, "metric": metric, "setting": f"radius={radius:g}", "value": value})
+    return pd.DataFrame(runs), pd.DataFrame(rows)
 
 
-@pytest.mark.parametrize("prefix", ["minibatch_size=10;", ""])
-def test_regret_by_radius_shows_means_bands_and_first_order(prefix: str, tmp_path: Path, figures: list[Figure]) -> None:
-    runs, metrics = radii("regret_exact", "regret", prefix)
-    _, kl = radii("regret_kl_exact", "regret_kl", "")
-    every = pd.concat([metrics, kl])
-    written = plots.regret_by_radius(every, runs, GROUPS, tmp_path / "r")
+def test_regret_by_radius_shows_means_bands_and_the_limit(tmp_path: Path, figures: list[Figure]) -> None:
+    (runs, metrics), (_, kl) = radii("regret_exact"), radii("regret_kl_exact")
+    written = plots.regret_by_radius(pd.concat([metrics, kl]), runs, GROUPS, tmp_path / "r")
     assert [p.name for p in written] == ["r.png", "r.svg"]
     exact, other = figures[0].axes
     assert "radius, square root of symmetrized KL" in other.get_xlabel() and exact.get_xscale() == "log"
-    (small, dashed, large, high), bands = exact.lines, exact.collections
+    (limit, small, high, large), bands = exact.lines, exact.collections
     np.testing.assert_allclose(small.get_xdata(), [1e-5, 1e-4, 1e-3, 1e-2])
-    np.testing.assert_allclose(small.get_ydata(), 1.1 * 0.9 ** np.arange(4))
-    np.testing.assert_allclose(large.get_ydata(), 4.1 * 0.9 ** np.arange(4))
-    np.testing.assert_allclose([dashed.get_ydata(), high.get_ydata()], [[1.1] * 2, [4.1] * 2])  # never m = 1: 77
-    _, low, top = plots.t_interval(np.array([1.0, 1.1, 1.2]))
+    np.testing.assert_allclose(small.get_ydata(), 1.1 * 0.9 ** np.arange(1, 5))
+    np.testing.assert_allclose(large.get_ydata(), 4.1 * 0.9 ** np.arange(1, 5))
+    np.testing.assert_allclose([limit.get_ydata(), high.get_ydata()], [[1.1] * 2, [4.1] * 2])
+    _, *ends = plots.t_interval(np.array([0.9, 0.99, 1.08]))
     edge = bands[0].get_paths()[0].vertices
-    assert edge[edge[:, 0] == 1e-5, 1].min() == pytest.approx(low)
-    assert edge[edge[:, 0] == 1e-5, 1].max() == pytest.approx(top)
+    at_first = edge[edge[:, 0] == 1e-5, 1]
+    assert [at_first.min(), at_first.max()] == pytest.approx(ends)
     assert "dashed: first order" in texts(figures[0])
 
 
 def test_regret_by_radius_takes_two_radii_of_usable_values(tmp_path: Path, figures: list[Figure]) -> None:
-    runs, metrics = radii("regret_exact", "regret")
-    small_only = metrics[(metrics["group"] == "small") | (metrics["metric"] == "regret")]
-    assert plots.regret_by_radius(small_only, runs, GROUPS, tmp_path / "a") and len(figures[0].axes[0].lines) == 2
-    near = metrics[metrics["setting"].str.endswith(("radius=1e-05", "radius=0.0001"))]
-    assert plots.regret_by_radius(
-        near, runs.iloc[::3], GROUPS, tmp_path / "b"
-    )  # single runs, two radii: no line dashed
-    assert len(figures[1].axes[0].lines) == 2
-    for few in (metrics[~metrics["setting"].str.contains("radius=(?!0.01)")], metrics.assign(status="undefined")):
+    runs, metrics = radii("regret_exact")
+    near = metrics["setting"].isin(["radius=1e-05", "radius=0.0001"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots.regret_by_radius(metrics[metrics["group"] == "small"], runs, GROUPS, tmp_path / "a")  # a group without
+        plots.regret_by_radius(metrics[near], runs.iloc[::3], GROUPS, tmp_path / "b")  # single runs, no limit
+    assert [sum(len(line.get_xdata()) > 0 for line in figure.axes[0].lines) for figure in figures] == [2, 2]
+    for few in (metrics[metrics["setting"].isin(["radius=0", "radius=0.01"])], metrics.assign(status="undefined")):
         assert plots.regret_by_radius(few, runs, GROUPS, tmp_path / "c") == []
     assert not list(tmp_path.glob("c*"))
 
@@ -263,11 +255,8 @@ def test_ticks_read_plainly(value: float, label: str) -> None:
 )
 def test_no_two_labels_overlap(groups: list[str], tmp_path: Path, figures: list[Figure]) -> None:
     draw_all(tmp_path, groups, 2, 7)
-    runs, metrics = (
-        pd.concat(parts)
-        for parts in zip(radii("regret_exact", "regret"), radii("regret_kl_exact", "regret_kl"), strict=True)
-    )
-    plots.regret_by_radius(metrics, runs.drop_duplicates("run_id"), GROUPS, tmp_path / "r")
+    (runs, exact), (_, kl) = radii("regret_exact"), radii("regret_kl_exact")
+    plots.regret_by_radius(pd.concat([exact, kl]), runs, GROUPS, tmp_path / "r")
     for figure in figures:
         figure.canvas.draw()
         renderer = figure.canvas.get_renderer()

@@ -24,7 +24,10 @@ from landscape_cli.registry import Count, Natural, Positive, metric
 from landscape_cli.samples import hessian_squares, sample_hessian_products
 
 DENSE = 512  # parameters up to which Hessians are taken column by column
-TINY = 1e-12  # of the largest block: below, a block is left out
+TINY = 1e-12  # of what its samples have: below, a block of the average is rounding, and is left out
+NOTHING = (
+    1e-28  # of the largest block, so far below that it is noise; any less, and a rescaling would change the choice
+)
 BLOCKS = ["none", "layer", "kernel"]
 CLAIMS = {
     "blocks=none": "permutation,global",
@@ -36,22 +39,20 @@ CLAIMS = {
 Functional = Callable[[Block, Tensor], tuple[Tensor, Tensor]]
 
 
-def _kept(mean: Tensor) -> Tensor:
-    """Which blocks count, for the functional of the average (K, blocks)."""
-    return (mean > TINY * mean.amax(1, keepdim=True).clamp_min(0)) & mean.isfinite()
+def _kept(own: Tensor, mean: Tensor) -> Tensor:
+    """Which blocks count, for the functional of minibatches and that of their average, each (K, blocks)."""
+    return (mean > TINY * own) & (mean > NOTHING * mean.amax(1, keepdim=True).clamp_min(0)) & own.isfinite()
 
 
 def _geometric(own: Tensor, mean: Tensor) -> Estimate:
     """Geometric mean over blocks of own / mean, each (K, blocks); blocks of nearly nothing are left out."""
-    kept = _kept(mean)
+    kept = _kept(own, mean)
     ratio = torch.where(kept, own / mean.where(kept, 1), 1).clamp_min(torch.finfo(torch.float64).tiny)
     count = kept.sum(1)
     estimate = exact((ratio.log().sum(1) / count.clamp_min(1)).exp())
     left, total = (kept.shape[1] - count).tolist(), kept.shape[1]
     if total > 1:
-        estimate.message = [
-            f"{own} of {total} blocks left out, below {TINY:g} of the largest" if own else "" for own in left
-        ]
+        estimate.message = [f"{own} of {total} blocks without curvature left out" if own else "" for own in left]
     return estimate.undefined(count == 0, "no block has any curvature")
 
 
@@ -186,7 +187,8 @@ def _error(
     found: list[tuple[Tensor, Tensor]], parts: list[slice], own: Tensor, mean: Tensor, m: int, n: int, value: Tensor
 ) -> Tensor:
     """Of the geometric mean of ratios of means over the same probes: the spread of their common linear part."""
-    kept, total = _kept(mean), _at_size(own, mean, m, n)
+    total = _at_size(own, mean, m, n)
+    kept = _kept(total, mean)
     probes = max(f[0].shape[1] for f, part in zip(found, parts, strict=True) if part.stop - part.start > DENSE)
     linear = torch.zeros(len(value), probes, dtype=torch.float64, device=value.device)
     for j, ((of_samples, of_mean), part) in enumerate(zip(found, parts, strict=True)):
@@ -369,7 +371,7 @@ def _over_partition(
         worst.append(max(r for _, r in found))
     own, mean = torch.stack(owns), torch.stack(means)  # (K, blocks, M), (K, blocks)
     estimate = _geometric((own * weight).sum(2), mean)
-    kept, M = _kept(mean)[..., None], len(weight)
+    kept, M = _kept((own * weight).sum(2), mean)[..., None], len(weight)
     share = torch.where(kept, own / (own * weight).sum(2, keepdim=True).where(kept, 1), 0).sum(1) / kept.sum(1)
     if M > 1 and m > 1:
         estimate.standard_error = estimate.value * share.std(1) / M**0.5

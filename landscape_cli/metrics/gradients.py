@@ -226,7 +226,7 @@ def gradient_confusion(
 
 def _has_direction(at: Point, estimate: Estimate) -> Estimate:
     """Undefined where the average gradient is 0 up to the rounding of the gradients that it averages."""
-    floor = torch.finfo(at.theta.dtype).eps ** 2 * at.gradient_squares().mean(1) / at.train.n
+    floor = torch.finfo(torch.float64).eps ** 2 * at.gradient_squares().mean(1) / at.train.n
     return estimate.undefined(at.mean_gradient_square() <= floor, "the average gradient is 0: the ratio diverges")
 
 

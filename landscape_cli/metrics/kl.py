@@ -218,9 +218,9 @@ def regret_kl_damped(
     samples: Samples = 100,
     over: Over = "minibatches",
     inputs: Count = 200,
-    damping: Positive = 1e-3,
-    tolerance: Positive = 1e-5,
-    max_steps: Count = 500,
+    damping: Positive = 1e-2,
+    tolerance: Positive = 1e-3,
+    max_steps: Count = 1000,
     seed: Natural = 0,
 ) -> Estimate:
     """Local regret in the damped KL ball: regret_kl with F + lambda I in place of F, matrix-free; not invariant.

@@ -103,9 +103,9 @@ def regret_kl_exact(
     return _rows(found, radius, tolerance, max_steps, at)
 
 
-Way = Callable[
-    [Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]
-]  # w (r, s) -> theta (r, p), and theta's slope -> w's
+# w (r, s) -> theta (r, p), whether it is defined there (r,), and the function from theta's slope to that of w
+Way = Callable[[Tensor], tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]
+# of one radius: R / eps of all pairs (M, M), the largest gap, the same of those that still move, gradients used
 Solved = tuple[
     Tensor, Tensor, float, int
 ]  # R / eps of all pairs (M, M), largest gap, the same of those that move on, gradients
@@ -114,7 +114,7 @@ Solved = tuple[
 def _regrets(
     one: Objective, theta: Tensor, draw: Tensor, eps: Tensor, way: Way, tolerance: float, max_steps: int
 ) -> list[Solved]:
-    """R / eps of one minimum for radius 0 (its limit) and each radius, minibatches and radii as one stack, in the coordinates w of a way."""
+    """R / eps of one minimum for radius 0, the limit, and each radius; all as one stack, in the coordinates w of a way."""
     M, E = len(draw), len(eps)
     rows = one.each(draw).rows(torch.arange(M, device=theta.device).repeat(E))  # radii slowest
 
@@ -133,7 +133,9 @@ def _regrets(
     points = one.rows(torch.zeros(M * E, dtype=torch.long, device=theta.device)).subset(draw.flatten())
     losses = sample_losses(points.logits(way(least.at)[0]), points.y.expand(M * E, -1))
     cross = losses.view(E, M, *draw.shape).mean(3)  # [radius, a, b] = f_b(argmin f_a)
-    lowest = cross.amin(1, keepdim=True)  # over b's own solution and those of all others
+    best = cross.argmin(1)  # [radius, a]: whose solution is least for f_a, its own or that of another minibatch
+    lowest = cross.amin(1, keepdim=True)
+    cross = cross.gather(1, best[:, :, None].expand(-1, -1, M))
     rise = torch.where(eps > 0, 1 / eps, torch.nan)[:, None, None] * (cross - lowest)
     gap, stands = least.gap.view(E, M), least.stands.view(E, M)
     open_gap = gap.where(~stands, 0).amax(1).tolist()
