@@ -16,6 +16,11 @@ NOTE = "<!-- Made by `python docs/generate.py`. Do not edit: change the docstrin
 FAMILIES = {
     "prediction": "What the network predicts",
     "gradients": "How much minibatches disagree",
+    "kl": "The local regret in the KL ball",
+    "regret": "The local regret in a finite ball",
+    "contrast": "Contrastive flatness",
+    "scatter": "Where single samples have their minima",
+    "ewc": "The Fisher information as a distance",
     "curvature": "Curvature of the training loss",
     "sharpness": "Rise of the loss around the minimum",
     "norms": "Norms, the baselines",
@@ -63,12 +68,17 @@ def _metric(entry: registry.Entry) -> str:
     default = "yes" if entry.facts["default"] else "only by name, or with `metrics: all`"
     facts = [
         f"- settings and defaults: {settings}",
-        f"- invariant: {', '.join(f'`{i}`' for i in entry.facts['invariant'].split(','))}",
+        f"- invariant: {'; '.join(map(_claim, *zip(*registry.claims(entry).items(), strict=True)))}",
         f"- measured by default: {default}",
         f"- source: {entry.facts['source']}",
     ]
     body = f"\n```text\n{rest.strip(chr(10))}\n```\n" if rest.strip() else ""
     return f"### {entry.name}\n\n{head}\n{body}\n" + "\n".join(facts) + "\n"
+
+
+def _claim(where: str, what: list[str]) -> str:
+    names = ", ".join(f"`{name}`" for name in what)
+    return f"`{where}`: {names}" if where else names
 
 
 def _yaml(value: object) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from math import comb, inf, nan
+from math import ceil, comb, inf, nan
 from types import MappingProxyType
 
 import numpy as np
@@ -25,6 +25,13 @@ PART = re.compile(r'(?:"[^"]*"|[^;])+')  # of a setting; text in quotes may hold
 def printable(text: object) -> str:
     """Names and messages as they may be shown: control characters, escape codes and bidi overrides become '?'."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in str(text))
+
+
+def shorten(text: str, limit: int) -> str:
+    """Text of at most limit characters: its head and tail around an ellipsis."""
+    text = printable(text).replace("\n", " ")
+    head = ceil((limit - 1) / 2)
+    return text if len(text) <= limit else f"{text[:head]}…{text[len(text) - (limit - 1 - head) :]}"
 
 
 def short(value: float) -> str:

@@ -259,10 +259,13 @@ def comparison(table: DataFrame, groups: list[str], runs_table: DataFrame, folde
     wide = out.width >= 110
     head = [*(safe(g) for g in ends), *([f"{safe(ends[1])} / {safe(ends[0])}"] if len(ends) > 1 else []), "p"]
     view = _table("metric", *head, right=(1, len(ends), len(head)), tight=(len(ends) + 1,))
+    parts = {k: analysis.told(str(k)) for k in table["setting"].fillna("").unique()}
+    everywhere = {m: _common([parts[k] for k in own.fillna("")]) for m, own in table.groupby("metric")["setting"]}
     for row in table.to_dict("records"):
         means = [_mean(row, g, wide) for g in ends]
         said, sure = _difference(row, ends)
-        cells = [_label(row), *means, *([said] if len(ends) > 1 else []), number(row["p_holm"], 2)]
+        name = _label(row, everywhere[row["metric"]], out.width)
+        cells = [name, *means, *([said] if len(ends) > 1 else []), number(row["p_holm"], 2)]
         _add(view, cells, "" if sure or len(ends) == 1 else "dim")
     out.print(view)
     out.print()
@@ -275,16 +278,22 @@ def comparison(table: DataFrame, groups: list[str], runs_table: DataFrame, folde
     out.print(Text(f"Report: {folder / 'report.html'}", style="bold"), soft_wrap=True)
 
 
-def _label(row: dict[Any, Any]) -> str:
-    """Metric and setting, short: `regret m=10`, `sam_sharpness converged`."""
+def _common(parts: list[dict[str, str]]) -> set[str]:
+    """Settings that several rows of a metric have in common: they tell none of them apart."""
+    return {k for k, v in parts[0].items() if all(p.get(k) == v for p in parts)} if len(parts) > 1 else set()
+
+
+def _label(row: dict[Any, Any], everywhere: set[str], columns: int) -> str:
+    """Metric and what tells its rows apart, short: `regret m=10`, `sam_sharpness converged`."""
     from landscape_cli import analysis
 
-    parts = analysis.told(str(row["setting"])).items()
+    parts = [(k, v) for k, v in analysis.told(str(row["setting"])).items() if k not in everywhere]
     words = [v if v.isalpha() and key != "to" else f"{SYMBOLS.get(key, key)}={v}" for key, v in parts]
-    return " ".join([row["metric"], *words])
+    return analysis.shorten(" ".join([row["metric"], *words]), LABEL if columns < 110 else 2 * LABEL)
 
 
-SYMBOLS = {"minibatch_size": "m"}  # as the formulas write them
+LABEL = 32  # characters of a row's name that leave room for its numbers in 80 columns
+SYMBOLS = {"minibatch_size": "m", "samples": "S", "inputs": "N"}  # as the formulas write them
 
 
 def _difference(row: dict[Any, Any], ends: list[str]) -> tuple[str, bool]:

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from pandas import DataFrame
 from scipy import stats
 
-from landscape_cli.analysis import OUTCOMES, Values, at_radii, printable, t_interval, usable
+from landscape_cli.analysis import OUTCOMES, Values, at_radii, shorten, t_interval, usable
 from landscape_cli.atomic import write_many
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito 2008: colour-blind safe
@@ -71,13 +71,6 @@ def looks(groups: Sequence[str]) -> dict[str, Look]:
         shades = mpl.colormaps["viridis"](np.linspace(0, 0.92, len(groups)))
         colors = [mpl.colors.to_hex(shade) for shade in shades]
     return {g: Look(c, MARKERS[i % len(MARKERS)]) for i, (g, c) in enumerate(zip(groups, colors, strict=True))}
-
-
-def shorten(text: str, limit: int) -> str:
-    """Text of at most limit characters: its head and tail around an ellipsis."""
-    text = printable(text).replace("\n", " ")
-    head = ceil((limit - 1) / 2)
-    return text if len(text) <= limit else f"{text[:head]}…{text[len(text) - (limit - 1 - head) :]}"
 
 
 def tick(value: float, _: object = None) -> str:

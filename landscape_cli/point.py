@@ -236,8 +236,8 @@ class Point:
     def kl_inputs(self, samples: int, over: str, inputs: int, seed: int) -> tuple[Objective, int]:
         """The inputs that define F, and how many training samples S come first: those whose gradients are compared.
 
-        The S samples are drawn at random. `over` minibatches: nothing but them; `train+test`: others after them, from
-        the rest of the training and the test inputs together, up to `inputs` in all; their labels are not used.
+        The S samples are drawn at random. `over` minibatches: nothing but them; `train_and_test`: others after them,
+        from the rest of training and test inputs together, up to `inputs` in all; their labels are not used.
         """
         n, rng = self.train.n, torch.Generator().manual_seed(seed)
         S, every = min(samples, n), torch.randperm(n, generator=rng).to(self.theta.device)

@@ -279,7 +279,7 @@ def dense(module: nn.Module, x: Tensor, y: Tensor, more: Tensor | None = None) -
 @cache
 def dense_case(name: str, k: int = 0, n: int = N, over: str = "minibatches") -> Dense:
     """The dense twin of `point(name, n=n)` with all n samples."""
-    more = data(name, 2 * n, seed=1)[0] if over == "train+test" else None
+    more = data(name, 2 * n, seed=1)[0] if over == "train_and_test" else None
     return dense(modules(name)[k], *data(name, n), more)
 
 

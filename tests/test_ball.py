@@ -14,7 +14,7 @@ f64 = torch.float64
 
 
 def secular(H: Tensor, b: Tensor, radius: float) -> float:
-    """min b.x + x.H x / 2 over |x| <= radius, H positive definite: x = -(H + s I)^-1 b, bisection on |x(s)| = radius."""
+    """min b.x + x.H x / 2 over |x| <= radius, H positive definite: x = -(H + s I)^-1 b with |x| = radius."""
     values, Q = torch.linalg.eigh(H)
     c = Q.T @ b
 

@@ -43,7 +43,15 @@ def test_complaints_join_runs_and_the_pairs_of_a_group() -> None:
     ],
 )
 def test_labels(setting: str, label: str) -> None:
-    assert console._label({"metric": "m", "setting": setting}) == label
+    assert console._label({"metric": "m", "setting": setting}, set(), 80) == label
+
+
+def test_a_label_leaves_out_what_all_rows_share_and_what_has_no_room() -> None:
+    row = {"metric": "regret_kl", "setting": "minibatch_size=10;over=train_and_test;samples=1000"}
+    assert console._common([{"a": "1", "b": "2"}, {"a": "1", "b": "3"}]) == {"a"}
+    assert console._common([{"a": "1"}]) == set()  # a single row keeps all
+    assert console._label(row, {"samples"}, 120) == "regret_kl m=10 over=train_and_test"
+    assert len(console._label(row, set(), 80)) == console.LABEL
 
 
 def test_the_comparison_says_how_many_tests_were_corrected_for(

@@ -89,7 +89,7 @@ CHANGES = [(net, c) for net in ("relu", "conv1d") for c in ("alpha 10", "alpha 0
 @pytest.mark.parametrize(("net", "change"), [*CHANGES, ("relu", "smooth"), ("tanh", "smooth")])
 def test_the_kl_ball_does_not_see_the_parametrization(net: str, change: str) -> None:
     here, there = twins(net, change)
-    for over in ("minibatches", "train+test"):
+    for over in ("minibatches", "train_and_test"):
         for m in (1, 3):
             before, after = (kl.regret_kl(at, minibatch_size=m, over=over) for at in (here, there))
             same(after, before.value.tolist(), 1e-6)
@@ -214,11 +214,11 @@ def kronecker_regret(module: nn.Module, inputs: Tensor, g: Tensor) -> float:
 
 
 @pytest.mark.parametrize("net", ["relu", "tanh", "bias-free", "batchnorm", "strided", "residual"])
-@pytest.mark.parametrize("over", ["minibatches", "train+test"])
+@pytest.mark.parametrize("over", ["minibatches", "train_and_test"])
 def test_kfac_against_dense_kronecker_products(net: str, over: str) -> None:
     shape = "conv1d" if net == "strided" else net
     made, (x, y), test = [strided()] if net == "strided" else modules(net), data(shape), data(shape, 2 * N, seed=1)
-    more = test[0] if over == "train+test" else None
+    more = test[0] if over == "train_and_test" else None
     exact = [dense(module, x, y, more) for module in made]
     inputs = x if more is None else torch.cat([x, more])
     due = [kronecker_regret(module, inputs, w.g) for module, w in zip(made, exact, strict=True)]
@@ -245,7 +245,7 @@ def test_kfac_uses_the_documented_draws() -> None:
     common = {"minibatch_size": 1, "samples": 8, "seed": 3}
     same(kl.regret_kl_kfac(at, over="minibatches", **common), [kronecker_regret(module, x[own], w.g)])
     every = torch.cat([x, more])
-    same(kl.regret_kl_kfac(at, over="train+test", inputs=3 * N, **common), [kronecker_regret(module, every, w.g)])
+    same(kl.regret_kl_kfac(at, over="train_and_test", inputs=3 * N, **common), [kronecker_regret(module, every, w.g)])
 
 
 @pytest.mark.parametrize("net", ["relu", "strided"])

@@ -37,14 +37,14 @@ def partitions_of(items: list[int], m: int) -> Iterator[list[Index]]:
 
 SETS = [
     ("relu", N, "minibatches"),  # p = 51 > 34 rows
-    ("relu", N, "train+test"),  # p = 51 < 102 rows
-    ("tanh", N, "train+test"),
+    ("relu", N, "train_and_test"),  # p = 51 < 102 rows
+    ("tanh", N, "train_and_test"),
     ("conv1d", N, "minibatches"),
-    ("conv1d", N, "train+test"),
+    ("conv1d", N, "train_and_test"),
     ("residual", N, "minibatches"),
-    ("residual", 34, "train+test"),  # p = 201 < 204 rows
+    ("residual", 34, "train_and_test"),  # p = 201 < 204 rows
     ("layernorm", N, "minibatches"),
-    ("gated", N, "train+test"),
+    ("gated", N, "train_and_test"),
 ]
 
 
@@ -73,14 +73,15 @@ def test_samples_and_inputs_are_the_documented_draws() -> None:
     module, at = modules("relu")[0], point("relu", count=1)
     few = dense(module, x[own], y[own])
     all_inputs = dense(module, x[own], y[own], torch.cat([x[rest], more]))
-    for over, inputs, due in [("minibatches", 200, few), ("train+test", 5, few), ("train+test", 3 * N, all_inputs)]:
+    both = "train_and_test"
+    for over, inputs, due in [("minibatches", 200, few), (both, 5, few), (both, 3 * N, all_inputs)]:
         common = {"samples": 8, "over": over, "inputs": inputs, "seed": 3}
         found = kl.regret_kl(at, minibatch_size=1, **common)
         same(found, [pairs(due.dual @ due.dual.T)])
         assert float(found.standard_error) > 0  # 8 of 17 samples: no enumeration
         same(kl.tic_fisher(at, **common), [float((due.dual - due.dual.mean(0)).square().sum(1).mean())])
         same(kl.regret_kl_closed_form(at, minibatch_size=1, **common), [float((due.rows / 2 * due.odds).sqrt().mean())])
-    some = kl.regret_kl(at, minibatch_size=1, samples=8, over="train+test", inputs=20, seed=3)
+    some = kl.regret_kl(at, minibatch_size=1, samples=8, over="train_and_test", inputs=20, seed=3)
     assert " of 40" in some.message[0]
 
 
@@ -162,14 +163,14 @@ def test_the_training_losses_alone_where_rank_equals_rows(margin: float, scale: 
 def test_the_losses_bound_every_net_from_above() -> None:
     """|g_b|_*^2 <= N/m mean(exp(l) - 1) on 100 nets, hence the bound on the spread; a pair costs at most 2 |g_b|."""
     at = point("tanh", count=100)
-    for over, inputs in [("minibatches", N), ("train+test", 3 * N)]:
+    for over, inputs in [("minibatches", N), ("train_and_test", 3 * N)]:
         odds = torch.expm1(at.losses("train"))
         spread = inputs * (1 - 1 / N) * odds.mean(1)
         tic, found = kl.tic_fisher(at, over=over).value, kl.regret_kl(at, minibatch_size=1, over=over).value
         closed = kl.regret_kl_closed_form(at, minibatch_size=1, over=over).value
         assert ((tic > 0) & (tic <= spread * (1 + 1e-10))).all()
         assert ((found > 0) & (found <= 2 * closed)).all()
-        assert (tic < 0.9 * spread).any() == (over == "train+test")  # teeth: the bound is not the value
+        assert (tic < 0.9 * spread).any() == (over == "train_and_test")  # teeth: the bound is not the value
 
 
 class Given(nn.Module):
@@ -200,7 +201,10 @@ def test_at_a_minimum_regret_may_exceed_the_closed_form() -> None:
 # ---- damped
 
 
-@pytest.mark.parametrize(("net", "over"), [("relu", "minibatches"), ("relu", "train+test"), ("conv1d", "minibatches")])
+DAMPED = [("relu", "minibatches"), ("relu", "train_and_test"), ("conv1d", "minibatches")]
+
+
+@pytest.mark.parametrize(("net", "over"), DAMPED)
 def test_damped_against_the_dense_inverse(net: str, over: str) -> None:
     at, want = point(net), [dense_case(net, k, N, over) for k in range(K)]
     for damping in (1e-2, 1.0) if net == "relu" else (1.0,):
@@ -215,7 +219,7 @@ def test_damped_against_the_dense_inverse(net: str, over: str) -> None:
 
 def test_conjugate_gradients_tend_to_the_singular_values() -> None:
     at = point("tanh")
-    common = {"minibatch_size": 1, "over": "train+test"}
+    common = {"minibatch_size": 1, "over": "train_and_test"}
     exact = kl.regret_kl(at, **common)
     close = kl.regret_kl_damped(at, **common, damping=1e-9, tolerance=1e-10, max_steps=5000)
     far = kl.regret_kl_damped(at, **common, damping=1e-1, tolerance=1e-10, max_steps=5000)

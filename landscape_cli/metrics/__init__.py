@@ -3,8 +3,8 @@
 from landscape_cli.metrics import (  # noqa: I001  # table order
     prediction,
     gradients,
-    regret,
     kl,
+    regret,
     contrast,
     scatter,
     ewc,

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from landscape_cli import blocks as fisher_blocks
 from landscape_cli.blocks import Blocks
+from landscape_cli.climb import climb
 from landscape_cli.fisher import residual_way, root_ways
 from landscape_cli.linalg import top_eigenpairs
-from landscape_cli.metrics.sharpness import climb
 from landscape_cli.objective import Block, Objective
 from landscape_cli.point import Estimate, Point, exact
 from landscape_cli.registry import Count, Natural, Positive, metric
@@ -89,7 +89,7 @@ def _by_rows(at: Point, blocks: Blocks, minibatch_size: int, empirical: bool) ->
     return estimate
 
 
-@metric(invariant=CLAIMS, source="METRICS section 4", blocks=BLOCKS)
+@metric(invariant=CLAIMS, source="ours, docs/essay.md", blocks=BLOCKS)
 def contrast_fisher(at: Point, *, blocks: Blocks = "none", minibatch_size: Count = 1) -> Estimate:
     """Mean squared Frobenius norm of minibatch Fisher informations over that of F, E_b |F_b|_F^2 / |F|_F^2 >= 1.
 
@@ -102,7 +102,7 @@ def contrast_fisher(at: Point, *, blocks: Blocks = "none", minibatch_size: Count
     return _sized(at, minibatch_size) or _by_rows(at, blocks, minibatch_size, empirical=False)
 
 
-@metric(invariant=CLAIMS, source="METRICS section 4", blocks=BLOCKS)
+@metric(invariant=CLAIMS, source="ours, docs/essay.md", blocks=BLOCKS)
 def contrast_fisher_empirical(at: Point, *, blocks: Blocks = "none", minibatch_size: Count = 1) -> Estimate:
     """The same with the empirical Fisher, mean_i K_ii^2 / mean_ij K_ij^2 for inner products K of sample gradients.
 
@@ -121,7 +121,7 @@ def contrast_fisher_empirical(at: Point, *, blocks: Blocks = "none", minibatch_s
     return _by_rows(at, blocks, minibatch_size, empirical=True)
 
 
-@metric(invariant=CLAIMS, source="METRICS section 4; Hutchinson 1990", blocks=BLOCKS)
+@metric(invariant=CLAIMS, source="ours, docs/essay.md; Hutchinson 1990", blocks=BLOCKS)
 def contrast_frobenius(
     at: Point, *, blocks: Blocks = "none", minibatch_size: Count = 1, probes: Count = 64, seed: Natural = 0
 ) -> Estimate:
@@ -260,7 +260,7 @@ def _rows(at: Objective, theta: Tensor, columns: Tensor) -> tuple[Block, Tensor]
     return Block(of, here, moving), here.gather(1, moving)
 
 
-@metric(invariant=CLAIMS, source="METRICS section 4; Lanczos", blocks=["none", "layer"])
+@metric(invariant=CLAIMS, source="ours, docs/essay.md; Lanczos", blocks=["none", "layer"])
 def contrast_spectral(
     at: Point,
     *,
@@ -303,7 +303,7 @@ def contrast_spectral(
     return _over_partition(at, blocks, minibatch_size, seed, top, tolerance, why)
 
 
-@metric(invariant=CLAIMS, source="METRICS section 4; Keskar et al. 2017", blocks=["none", "layer"])
+@metric(invariant=CLAIMS, source="ours, docs/essay.md; Keskar et al. 2017", blocks=["none", "layer"])
 def contrast_sharpness(
     at: Point,
     *,

@@ -39,7 +39,7 @@ def hessian_top(
     return rows["rank=1"] if k == 1 else rows
 
 
-@metric(invariant="permutation", source="METRICS section 5; Hutchinson 1990 for the rest H - F", default=True)
+@metric(invariant="permutation", source="ours, docs/metrics.md; Hutchinson 1990 for the rest H - F", default=True)
 def hessian_trace(at: Point, *, probes: Annotated[int, Ge(8)] = 64, seed: Natural = 0) -> Estimate:
     """Trace of the Hessian of the training loss: tr F, which is all of it for ReLU networks, and v^T (H - F) v else.
 

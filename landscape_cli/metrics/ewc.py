@@ -23,7 +23,7 @@ def ewc_distance(at: Point) -> dict[str, Estimate]:
     return rows
 
 
-@metric(invariant="permutation,filter", source="METRICS section 3", default=True)
+@metric(invariant="permutation,filter", source="ours, docs/essay.md", default=True)
 def fisher_weighted_norm(at: Point) -> Estimate:
     """Parameters weighed by what the predictions owe them, sum_j F_jj theta_j^2, F the true Fisher information.
 

@@ -78,7 +78,7 @@ def regret(
     return over_draws(regret_of(gram), _drawn(gram))
 
 
-@metric(invariant="permutation", source="METRICS section 2", default=True, minibatch_size=SIZES)
+@metric(invariant="permutation", source="ours, docs/essay.md", default=True, minibatch_size=SIZES)
 @sized
 def gradient_norm(
     at: Point, *, minibatch_size: Count = 10, minibatches: Many = 100, partitions: Many = 16, seed: Natural = 0
@@ -129,7 +129,7 @@ def gradient_cosine(
     return over_draws(total / (M * (M - 1)), _drawn(gram))
 
 
-@metric(invariant="permutation", source="empirical Fisher, METRICS section 2", default=True, minibatch_size=SIZES)
+@metric(invariant="permutation", source="empirical Fisher, ours, docs/essay.md", default=True, minibatch_size=SIZES)
 @sized
 def fisher_trace(at: Point, *, minibatch_size: Count = 1) -> Estimate:
     """Trace of the empirical Fisher information at minibatch size m, E |g_b|^2; m = 1 is the usual one.
@@ -150,7 +150,7 @@ def _moments(at: Point) -> tuple[Tensor, Tensor]:
     return own, (n * whole - own) / max(1, n - 1)
 
 
-@metric(invariant="permutation", source="METRICS section 2", default=True, minibatch_size=SIZES)
+@metric(invariant="permutation", source="ours, docs/essay.md", default=True, minibatch_size=SIZES)
 @sized
 def jensen_gap(
     at: Point, *, minibatch_size: Count = 10, minibatches: Many = 100, partitions: Many = 16, seed: Natural = 0

@@ -20,9 +20,9 @@ from landscape_cli.objective import log_odds
 from landscape_cli.point import Estimate, Point, exact, over_pairs, regret_of, unit
 from landscape_cli.registry import Count, Natural, Positive, metric
 
-Over = Literal["minibatches", "train+test"]
+Over = Literal["minibatches", "train_and_test"]
 Samples = Annotated[int, Ge(6)]
-OVER = ["minibatches", "train+test"]
+OVER = ["minibatches", "train_and_test"]
 
 
 def empty(at: Point, why: str) -> Estimate:
@@ -88,7 +88,7 @@ def too_large(at: Point, samples: int, over: str, inputs: int, seed: int) -> str
 
 @metric(
     invariant="permutation,smooth",
-    source="Huszar 2018 (left to the reader); METRICS section 3",
+    source="Huszar 2018 (left to the reader); ours, docs/essay.md",
     minibatch_size=[1, 10],
     over=OVER,
 )
@@ -113,7 +113,7 @@ def regret_kl(
         minibatch_size: samples m in a minibatch.
         samples: training samples S that are cut into S // m disjoint minibatches.
         over: inputs that define F: those samples' own, or others from training and test set too.
-        inputs: how many in all, for `train+test`.
+        inputs: how many in all, for `train_and_test`.
         partitions: ways to cut the samples, averaged.
         seed: of the samples.
     Returns: (K,), in sqrt(nats); standard error over samples and partitions, 0 where both are complete.
@@ -126,7 +126,7 @@ def regret_kl(
     return _ranked(estimate, found)
 
 
-@metric(invariant="permutation,smooth,output", source="METRICS section 3", minibatch_size=[1, 10], over=OVER)
+@metric(invariant="permutation,smooth,output", source="ours, docs/essay.md", minibatch_size=[1, 10], over=OVER)
 @sized
 def regret_kl_closed_form(
     at: Point,
@@ -147,7 +147,7 @@ def regret_kl_closed_form(
         minibatch_size: samples m in a minibatch.
         samples: training samples, as in regret_kl.
         over: inputs that define F, N of them.
-        inputs: how many in all, for `train+test`.
+        inputs: how many in all, for `train_and_test`.
         partitions: ways to cut the samples, averaged.
         seed: of the samples.
     Returns: (K,), in sqrt(nats); standard error over samples and partitions.
@@ -162,7 +162,7 @@ def regret_kl_closed_form(
     return _regret(torch.diag_embed(length.square()), at.train.n, S)
 
 
-@metric(invariant="permutation,smooth", source="METRICS section 3", over=OVER)
+@metric(invariant="permutation,smooth", source="ours, docs/essay.md", over=OVER)
 def fisher_rank_deficit(
     at: Point, *, samples: Samples = 100, over: Over = "minibatches", inputs: Count = 200, seed: Natural = 0
 ) -> Estimate:
@@ -172,7 +172,7 @@ def fisher_rank_deficit(
         at: K minima.
         samples: training samples, as in regret_kl.
         over: inputs that define F.
-        inputs: how many in all, for `train+test`.
+        inputs: how many in all, for `train_and_test`.
         seed: of the samples.
     Returns: (K,), between 0 and 1; exact for these inputs.
     """
@@ -183,7 +183,7 @@ def fisher_rank_deficit(
     return _ranked(estimate, found)
 
 
-@metric(invariant="permutation,smooth", source="Takeuchi 1976; Thomas et al. 2020; METRICS section 4")
+@metric(invariant="permutation,smooth", source="Takeuchi 1976; Thomas et al. 2020; ours, docs/essay.md")
 def tic_fisher(
     at: Point, *, samples: Samples = 100, over: Over = "minibatches", inputs: Count = 200, seed: Natural = 0
 ) -> Estimate:
@@ -193,7 +193,7 @@ def tic_fisher(
         at: K minima.
         samples: training samples S over which the covariance is taken; it grows with S where the rank is full.
         over: inputs that define F, as in regret_kl.
-        inputs: how many in all, for `train+test`.
+        inputs: how many in all, for `train_and_test`.
         seed: of the samples.
     Returns: (K,), in units of parameters (their effective number); standard error by the jackknife over samples.
     """
@@ -209,7 +209,7 @@ def tic_fisher(
     return _ranked(estimate, found)
 
 
-@metric(invariant="permutation", source="METRICS section 3; Hestenes & Stiefel 1952")
+@metric(invariant="permutation", source="ours, docs/essay.md; Hestenes & Stiefel 1952")
 @sized
 def regret_kl_damped(
     at: Point,
@@ -230,7 +230,7 @@ def regret_kl_damped(
         minibatch_size: samples m in a minibatch.
         samples: training samples that are cut into minibatches.
         over: inputs that define F, as in regret_kl.
-        inputs: how many in all, for `train+test`.
+        inputs: how many in all, for `train_and_test`.
         damping: lambda over the mean eigenvalue of F, tr F / p.
         tolerance: of the conjugate gradients' relative residual.
         max_steps: products with F at most.
@@ -258,7 +258,7 @@ def regret_kl_damped(
     return estimate.not_converged(estimate.residual > tolerance, why)
 
 
-@metric(invariant="permutation,scale", source="Martens & Grosse 2015, without damping; METRICS section 3")
+@metric(invariant="permutation,scale", source="Martens & Grosse 2015, without damping; ours, docs/essay.md")
 @sized
 def regret_kl_kfac(
     at: Point,
@@ -276,7 +276,7 @@ def regret_kl_kfac(
         minibatch_size: samples m in a minibatch.
         samples: training samples that are cut into minibatches.
         over: inputs that define F, as in regret_kl.
-        inputs: how many in all, for `train+test`.
+        inputs: how many in all, for `train_and_test`.
         seed: of the samples.
     Returns: (K,), in sqrt(nats); standard error by the jackknife over minibatches; undefined for layers without it.
     """

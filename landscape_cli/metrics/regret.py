@@ -21,7 +21,7 @@ KINK = 0.1  # a larger gap is no kink but a solver that is lost
 LIMIT = 2000  # parameters up to which F's eigenvectors are taken
 
 
-@metric(invariant="permutation", source="Huszar 2018; METRICS section 2")
+@metric(invariant="permutation", source="Huszar 2018; ours, docs/essay.md")
 @sized
 def regret_exact(
     at: Point,
@@ -57,7 +57,7 @@ def regret_exact(
     return _rows(found, radius, tolerance, max_steps, at)
 
 
-@metric(invariant="permutation", source="METRICS section 3")
+@metric(invariant="permutation", source="ours, docs/essay.md")
 @sized
 def regret_kl_exact(
     at: Point,
@@ -83,7 +83,7 @@ def regret_kl_exact(
         minibatch_size: samples m in a minibatch.
         samples: training samples that are cut into minibatches once.
         over: inputs that define the ball, as in regret_kl.
-        inputs: how many in all, for `train+test`.
+        inputs: how many in all, for `train_and_test`.
         tolerance: of the solver's duality gap, relative to eps |g|_*; the error of R / eps goes with its root.
         max_steps: gradients at most.
         seed: of the samples.
@@ -114,7 +114,7 @@ Solved = tuple[
 def _regrets(
     one: Objective, theta: Tensor, draw: Tensor, eps: Tensor, way: Way, tolerance: float, max_steps: int
 ) -> list[Solved]:
-    """R / eps of one minimum for radius 0, the limit, and each radius; all as one stack, in the coordinates w of a way."""
+    """R / eps of one minimum for radius 0, the limit, and each radius, as one stack, in the coordinates w of a way."""
     M, E = len(draw), len(eps)
     rows = one.each(draw).rows(torch.arange(M, device=theta.device).repeat(E))  # radii slowest
 

@@ -18,7 +18,7 @@ DENSE = 2000  # parameters up to which the Hessian is formed
 MEMORY = 2**24  # numbers of sample gradients at once
 
 
-@metric(invariant="permutation", source="Takeuchi 1976; Thomas et al. 2020; METRICS section 4")
+@metric(invariant="permutation", source="Takeuchi 1976; Thomas et al. 2020; ours, docs/essay.md")
 def minima_scatter(
     at: Point,
     *,
