@@ -68,15 +68,20 @@ def _sized(at: Point, m: int) -> Estimate | None:
     return empty.undefined(torch.ones(len(at.theta)), f"minibatch_size={m} is above n={n}") if m > n else None
 
 
+def _too_large(at: Point, empirical: bool) -> str:
+    """Why the rows of F do not fit into memory; empty if they do."""
+    rows = at.train.n * (1 if empirical else at.logits("train").shape[2] - 1)
+    dense = all(t.dim() <= 3 for t in at.train.like.values()) and at.train.network.kind == "stacked"
+    width = sum(t.shape[1] for t in at.train.like.values()) if dense else at.theta.shape[1]
+    needed = rows * width * at.theta.element_size()
+    return (
+        "" if needed <= fisher_blocks.MEMORY else f"{rows} rows of {width} numbers take {needed >> 20} MB, above 1024"
+    )
+
+
 def _by_rows(at: Point, blocks: Blocks, minibatch_size: int, empirical: bool) -> Estimate:
     """The contrast of squared Frobenius norms of F, or of the empirical Fisher, in blocks."""
-    C, p = at.logits("train").shape[2], at.theta.shape[1]
-    C = 2 if empirical else C
-    dense = all(t.dim() <= 3 for t in at.train.like.values()) and at.train.network.kind == "stacked"
-    width = sum(t.shape[1] for t in at.train.like.values()) if dense else p
-    needed = at.train.n * (C - 1) * width * at.theta.element_size()
-    if needed > fisher_blocks.MEMORY:
-        why = f"rows of {at.train.n} x {C - 1} x {width} numbers are too large: {needed >> 20} MB, at most 1024"
+    if why := _too_large(at, empirical):
         return exact(torch.zeros(len(at.theta))).undefined(torch.ones(len(at.theta)), why)
     pairs = []
     for k in range(len(at.theta)):
@@ -127,8 +132,8 @@ def contrast_frobenius(
 ) -> Estimate:
     """Mean squared Frobenius norm of minibatch Hessians over that of the average, E_b |H_b|_F^2 / |H|_F^2 >= 1.
 
-    In the blocks of a piecewise linear network H is F, and the value exact. So it is where the block has at most 512
-    parameters. Else Hutchinson's E_v |H_b v|^2 with probes common to all minibatches and minima.
+    In the blocks of a piecewise linear network H is F, and the value exact where the rows of F fit into memory. So it
+    is where a block has at most 512 parameters. Else Hutchinson's E_v |H_b v|^2, with probes common to all minima.
 
     Args:
         at: K minima.
@@ -140,7 +145,7 @@ def contrast_frobenius(
     """
     if bad := _sized(at, minibatch_size):
         return bad
-    if blocks != "none" and at.piecewise_linear:
+    if at.piecewise_linear and (blocks == "kernel" or (blocks == "layer" and not _too_large(at, False))):
         return _by_rows(at, blocks, minibatch_size, empirical=False)
     if blocks == "kernel":
         return _kernels_by_column(at, minibatch_size)
