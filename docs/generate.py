@@ -1,9 +1,13 @@
-"""Writes docs/metrics.md and docs/commands.md from the code; `--check` fails if they are not what it would write."""
+"""Writes docs/metrics.md and docs/commands.md from the code, docs/essay.md from the tables of a run.
+
+`--check` fails if they are not what it would write.
+"""
 
 from __future__ import annotations
 
 import inspect
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import get_type_hints
 
@@ -134,7 +138,17 @@ def _choices(kind: object) -> list[str]:
     return [str(a) for a in getattr(kind, "__args__", ()) if isinstance(a, str)]
 
 
-PAGES = {"metrics.md": metrics_page, "commands.md": commands_page}
+def essay_page() -> str:
+    """The walk through the essay, by the file beside this one."""
+    spec = spec_from_file_location("docs_essay", HERE / "essay.py")
+    assert spec and spec.loader
+    essay = module_from_spec(spec)
+    spec.loader.exec_module(essay)
+    text: str = essay.page()
+    return text
+
+
+PAGES = {"metrics.md": metrics_page, "commands.md": commands_page, "essay.md": essay_page}
 
 
 def main() -> int:
@@ -148,7 +162,7 @@ def main() -> int:
         elif not path.is_file() or path.read_text("utf-8") != text:
             stale.append(name)
     for name in stale:
-        print(f"docs/{name}: not what the code says: run `python docs/generate.py`", file=sys.stderr)
+        print(f"docs/{name}: not what the code or the tables say: run `python docs/generate.py`", file=sys.stderr)
     return 1 if stale else 0
 
 

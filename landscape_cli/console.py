@@ -289,10 +289,11 @@ def _label(row: dict[Any, Any], everywhere: set[str], columns: int) -> str:
 
     parts = [(k, v) for k, v in analysis.told(str(row["setting"])).items() if k not in everywhere]
     words = [v if v.isalpha() and key != "to" else f"{SYMBOLS.get(key, key)}={v}" for key, v in parts]
-    return analysis.shorten(" ".join([row["metric"], *words]), LABEL if columns < 110 else 2 * LABEL)
+    text, limit = " ".join([row["metric"], *words]), LABEL if columns < 110 else 2 * LABEL
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-LABEL = 32  # characters of a row's name that leave room for its numbers in 80 columns
+LABEL = 27  # characters of a row's name that leave room for its numbers in 80 columns
 SYMBOLS = {"minibatch_size": "m", "samples": "S", "inputs": "N"}  # as the formulas write them
 
 

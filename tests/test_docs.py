@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -57,6 +58,59 @@ def test_generated_pages_are_fresh(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert generate.main() == 0, capsys.readouterr().err
     monkeypatch.setitem(generate.PAGES, "metrics.md", lambda: "other")
     assert generate.main() == 1
+
+
+def essay_of(folder: Path) -> str:
+    return str(module_of(ROOT / "docs" / "essay.py").page(folder))
+
+
+@pytest.fixture
+def essay_tables(tmp_path: Path) -> Path:
+    registry.load_plugins([])
+    for file in (ROOT / "results" / "reference" / "essay").iterdir():
+        shutil.copy(file, tmp_path)
+    return tmp_path
+
+
+def test_the_essay_goes_stale_with_its_tables(monkeypatch: pytest.MonkeyPatch, essay_tables: Path) -> None:
+    generate = module_of(ROOT / "docs" / "generate.py")
+    assert "essay.md" in generate.PAGES
+    assert essay_of(essay_tables) == (ROOT / "docs" / "essay.md").read_text("utf-8")
+    table = pd.read_csv(essay_tables / "comparison.csv")
+    table.loc[table["metric"] == "hessian_trace", "large_mean"] *= 2
+    table.to_csv(essay_tables / "comparison.csv", index=False)
+    assert essay_of(essay_tables) != (ROOT / "docs" / "essay.md").read_text("utf-8")
+
+
+def test_every_metric_that_the_essay_names_exists() -> None:
+    registry.load_plugins([])
+    settings = {"minibatches", "train_and_test", "blocks=layer", "blocks=kernel"}
+    text = (ROOT / "docs" / "essay.md").read_text("utf-8").partition("-->")[2]
+    named = set(re.findall(r"`([^`\n]+)`", FENCE.sub("", text)))
+    claims = set(get_args(registry.Invariance))
+    assert named - settings - claims - {"small-vs-large"} - set(registry.REGISTRY["metric"]) == set()
+    measured = {name for name, _ in config.measurements(session.resolve(config.read("essay")))}
+    assert {name for name in named if name in registry.REGISTRY["metric"]} <= measured
+
+
+def test_the_essay_says_what_its_tables_say(essay_tables: Path) -> None:
+    """Directions follow from the tables: turned round they turn round, and without evidence there are none."""
+    file, side = essay_tables / "comparison.csv", re.compile(r"^- \*\*(For|Against)\.\*\* (.*)\.$", re.M)
+    table = pd.read_csv(file)
+    told = side.findall(essay_of(essay_tables))
+    assert len(told) == 8 and any("higher" in text for _, text in told)
+    table.assign(cliffs_delta=-table["cliffs_delta"]).to_csv(file, index=False)
+    turned = side.findall(essay_of(essay_tables))
+    swap = {"For": "Against", "Against": "For"}
+    assert sorted(turned) == sorted(
+        (swap[which], re.sub("higher|lower", lambda w: {"higher": "lower", "lower": "higher"}[w[0]], text))
+        for which, text in told
+    )
+    table.assign(p_holm=1.0).to_csv(file, index=False)
+    unsure = essay_of(essay_tables)
+    assert {text for _, text in side.findall(unsure)} == {"Nothing"}
+    assert not re.search(r"\| (higher|lower) \|", unsure)
+    assert "neither sharpness nor generalization differs clearly" in unsure.replace("\n", " ")
 
 
 def test_every_command_option_and_metric_is_in_the_reference() -> None:

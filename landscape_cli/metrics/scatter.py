@@ -23,9 +23,9 @@ def minima_scatter(
     at: Point,
     *,
     cutoff: Annotated[float, Gt(0), Lt(1)] = 1e-3,
-    k: Count = 200,
+    k: Count = 600,
     tolerance: Positive = 1e-3,
-    max_steps: Count = 1000,
+    max_steps: Count = 2000,
     seed: Natural = 0,
 ) -> Estimate:
     """Spread of the single-sample minima in the metric of the average loss, tr(H^+ Cov(g_i)).
