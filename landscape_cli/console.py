@@ -288,9 +288,14 @@ def _label(row: dict[Any, Any], everywhere: set[str], columns: int) -> str:
     from landscape_cli import analysis
 
     parts = [(k, v) for k, v in analysis.told(str(row["setting"])).items() if k not in everywhere]
-    words = [v if v.isalpha() and key != "to" else f"{SYMBOLS.get(key, key)}={v}" for key, v in parts]
-    text, limit = " ".join([row["metric"], *words]), LABEL if columns < 110 else 2 * LABEL
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    plain = [key != "to" and v.isalpha() and v not in ("true", "false") for key, v in parts]
+    words = [v if short else f"{SYMBOLS.get(key, key)}={v}" for short, (key, v) in zip(plain, parts, strict=True)]
+    name, setting, limit = row["metric"], " ".join(words), LABEL if columns < 110 else 2 * LABEL
+    text = f"{name} {setting}".strip()
+    if len(text) <= limit:
+        return text
+    room = limit - len(setting) - 2  # for the name: what tells rows apart comes first, if it is short
+    return f"{name[:room]}… {setting}" if room >= 10 else text[: limit - 1] + "…"
 
 
 LABEL = 27  # characters of a row's name that leave room for its numbers in 80 columns
