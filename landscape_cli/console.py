@@ -298,7 +298,7 @@ def _label(row: dict[Any, Any], everywhere: set[str], columns: int) -> str:
     return f"{name[:room]}… {setting}" if room >= 10 else text[: limit - 1] + "…"
 
 
-LABEL = 27  # characters of a row's name that leave room for its numbers in 80 columns
+LABEL = 25  # characters of a row's name that leave room for its numbers in 80 columns
 SYMBOLS = {"minibatch_size": "m", "samples": "S", "inputs": "N"}  # as the formulas write them
 
 
