@@ -30,15 +30,13 @@ from landscape_cli.schema import DatasetOptions
 M, SIZE = 100, 10  # minibatches of the loops
 ORDERED = M * (M - 1)
 SAMPLES, BUDGET = 12_000, 1024  # of the memory run: above GRAM_SAMPLES; MB
-DRAWN = (
+DRAWN: list[Callable[..., object]] = [
     metrics.regret,
     metrics.gradient_norm,
     metrics.gradient_cosine,
-    partial(metrics.gradient_cosine, sign=True),
     metrics.jensen_gap,
-    metrics.gradient_disparity,
-    metrics.gradient_confusion,
-)
+]
+DRAWN += [metrics.gradient_disparity, metrics.gradient_confusion, partial(metrics.gradient_cosine, sign=True)]
 
 
 def every_metric(at: Point, sizes: list[int], **drawn: int) -> None:
@@ -99,15 +97,15 @@ def wide(partitions: int) -> None:
     module = nn.Sequential(nn.Linear(784, 1000), nn.ReLU(), nn.Linear(1000, 200), nn.ReLU(), nn.Linear(200, 10))
     params, buffers = network.stack([module])
     train = Objective(network.build(module, (784,)), params, buffers, x, y)
-    at = Point(flatten(params), train, train)
-    train.subset(torch.arange(SIZE)).loss_and_gradient(at.theta)  # loads libraries
+    at = Point(flatten(params), train, train.subset(torch.arange(SIZE)))
+    at.test.loss_and_gradient(at.theta)  # loads libraries
     before = peak()
     seconds = clocked(lambda: every_metric(at, [SIZE], minibatches=1000, partitions=partitions)) / 1e3
+    grew, p = peak() - before, at.theta.shape[1]
     print(
-        f"memory: 1000 minibatches of {SIZE}, {partitions} draws, {at.theta.shape[1]:,} parameters, n = {SAMPLES:,}: "
-        f"peak grew from {before:.0f} by {peak() - before:.0f} MB (budget {BUDGET}) in {seconds:.1f} s",
-        flush=True,
+        f"memory: 1000 minibatches of {SIZE}, {partitions} draws, {p:,} parameters, n = {SAMPLES:,}: peak grew", end=" "
     )
+    print(f"from {before:.0f} by {grew:.0f} MB (budget {BUDGET}) in {seconds:.1f} s", flush=True)
 
 
 def main() -> None:
@@ -116,8 +114,8 @@ def main() -> None:
     parser.add_argument("--nets", type=int, default=16)
     parser.add_argument("--rival-nets", type=int, default=4, help="how many of them are measured one by one")
     parser.add_argument("--pairs", type=int, default=2000, help="that are timed, of stored gradients")
-    parser.add_argument("--naive-pairs", type=int, default=200, help="that are timed, of gradients made anew")
-    parser.add_argument("--partitions", type=int, default=3, help="draws of the memory run; 0 leaves it out")
+    parser.add_argument("--naive-pairs", type=int, default=20, help="that are timed, of gradients made anew")
+    parser.add_argument("--partitions", type=int, default=1, help="draws of the memory run, minutes each; 0: no run")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, for both sides")
     parser.add_argument("--wide", action="store_true", help="the memory run alone")
     options = parser.parse_args()
@@ -137,10 +135,8 @@ def main() -> None:
     draw = at.draws(SIZE, M, 1, 0)[0]
     found = metrics.regret(at, minibatch_size=SIZE, minibatches=M, partitions=1).value
     truth = torch.tensor([by_definition(gram_loop(module, data, draw)) for module in modules], dtype=torch.float64)
-    print(
-        f"regret of the same {M} minibatches of {SIZE}: relative difference {float((found / truth - 1).abs().max()):.1e}"
-    )
-
+    error = float((found / truth - 1).abs().max())
+    print(f"regret of the same {M} minibatches of {SIZE}: largest relative difference {error:.1e}")
     pairs = [(a, b) for a in range(M) for b in range(M) if a != b]
     some = [pairs[i] for i in torch.randperm(ORDERED)[: options.pairs].tolist()]
     few = some[: options.naive_pairs]
@@ -159,21 +155,14 @@ def main() -> None:
         "gradients and Gram": lambda: [clocked(partial(gram_loop, net, data, draw)) for net in singles],
         "pairs, stored": lambda: [loop_over(some, stored[net].__getitem__) for net in singles],
         "pairs, made anew": lambda: [
-            loop_over(few, lambda b, net=net: minibatch_gradient(net, data, draw[b]))  # type: ignore[misc]
-            for net in singles
+            loop_over(few, partial(lambda net, b: minibatch_gradient(net, data, draw[b]), net)) for net in singles
         ],
     }
-    for run in ways.values():
-        run()  # warm
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(options.repetitions):
-        for name, run in ways.items():
-            times[name].append(statistics.mean(run()))
+    turns = [{name: statistics.mean(run()) for name, run in ways.items()} for _ in range(options.repetitions + 1)]
+    times = {name: [turn[name] for turn in turns[1:]] for name in ways}  # the first warms up
     best, middle = ({name: f(t) for name, t in times.items()} for f in (min, statistics.median))
-    print(
-        f"milliseconds a net of {options.repetitions} interleaved repetitions; pairs: {len(some)} stored and {len(few)}"
-    )
-    print(f"made anew timed and scaled to {ORDERED}, one m; ratio: that way over ours, best over best (medians)")
+    print(f"milliseconds a net, {options.repetitions} interleaved repetitions; ratio: of the best (of the medians), to")
+    print(f"ours; pairs: {len(some)} stored, {len(few)} made anew, scaled to {ORDERED} of one m")
     first, second = list(ways)[:2]
     print(f"{'':<20} {'best':>9} {'median':>9} {first:>21} {second:>19}")
     for name in ways:

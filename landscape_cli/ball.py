@@ -31,8 +31,8 @@ def least_in_ball(
 
     The duality gap of the linear model, <g, x> + radius |g|, bounds f(x) - min f where f is convex, and is 0 at every
     smooth stationary point; it is reported relative to radius |g| of the first gradient seen. A row leaves when its gap
-    is below tolerance, or when it stands: its value fell by less than 1e-7 of that scale in 50 steps, as on
-    a kink, where the gap stays. Each row has a step and a momentum of its own.
+    is below tolerance, or when it stands: in 50 steps its value fell by less than 1e-7 of that scale, its gap not by
+    half, as on a kink, or where rounding is all that is left. Each row has a step and a momentum of its own.
 
     Args:
         f: points (r, p) and the numbers of their functions (r,) -> values (r,), gradients (r, p).
@@ -53,19 +53,21 @@ def least_in_ball(
     fy, gy = value, g
     L = torch.linalg.vector_norm(g, dim=1) / radius  # so that the first step reaches the boundary
     t, rounds, steps = torch.ones_like(value), 0, 1
-    then = value + torch.inf
+    then = then_gap = value + torch.inf
     while len(live):
         gap = ((g * x).sum(1) + radius[live] * torch.linalg.vector_norm(g, dim=1)) / size[live]
         out.at[live], out.value[live], out.gap[live] = x, value, gap
         rounds += 1
         if rounds % 50 == 0:
-            out.stands[live] = then - value < STALL * size[live]
-            then = value
+            out.stands[live] = (then - value < STALL * size[live]) & (gap > then_gap / 2)
+            then, then_gap = value, gap
         going = (gap > tolerance) & ~out.stands[live]
         if steps >= max_steps or not bool(going.any()):
             break
         if not bool(going.all()):
-            live, x, y, value, g, fy, gy, L, t, then = (s[going] for s in (live, x, y, value, g, fy, gy, L, t, then))
+            live, x, y, value, g, fy, gy, L, t, then, then_gap = (
+                s[going] for s in (live, x, y, value, g, fy, gy, L, t, then, then_gap)
+            )
         new = _onto(y - gy / L[:, None], radius[live])
         fn, gn = f(new, live)
         move = new - y

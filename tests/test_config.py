@@ -481,11 +481,14 @@ def test_origins_name_file_override_and_default(resolve, tmp_path) -> None:
     assert found["grid.training.batch_size"] == ([10, 1000], "cfg.yaml:9")
 
 
-@pytest.mark.parametrize("name", ["small-vs-large", "batch-size-sweep", "mnist1d"])
+@pytest.mark.parametrize("name", ["small-vs-large", "batch-size-sweep", "mnist1d", "essay"])
 def test_shipped_configs_resolve_and_have_a_summary(name: str) -> None:
     experiment = config.resolve(config.read(name))
     assert experiment.name == name
-    assert len(config.expand(experiment)) == {"small-vs-large": 16, "batch-size-sweep": 20, "mnist1d": 8}[name]
+    assert (
+        len(config.expand(experiment))
+        == {"small-vs-large": 16, "batch-size-sweep": 20, "mnist1d": 8, "essay": 16}[name]
+    )
     assert config.summary(config.shipped()[name]).endswith((".", "?"))
     assert "language-server" not in config.summary(config.shipped()[name])
 
@@ -499,7 +502,7 @@ def test_a_config_is_found_by_path_by_local_name_then_among_those_shipped(tmp_pa
     for target, message in {
         "small-vs-larg": "config small-vs-larg: no such file or name, did you mean 'small-vs-large'?",
         "a/mnist1.yaml": "config a/mnist1.yaml: no such file or name, did you mean 'mnist1d'?",
-        "\0zz": "config \\x00zz: no such file or name; known: batch-size-sweep, mnist1d, small-vs-large",
+        "\0zz": "config \\x00zz: no such file or name; known: batch-size-sweep, essay, mnist1d, small-vs-large",
         "configs": "config configs: is a folder, name a file in it",
     }.items():
         with pytest.raises(Fault) as fault:

@@ -17,6 +17,7 @@ from landscape_cli.registry import Count, Natural, Positive, metric
 
 RADII = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
 KL_RADII = [1e-6, 1e-5, 1e-4]
+ROUNDING = 1e-7  # a gap that may be all that rounding lets one see
 KINK = 0.1  # a larger gap is no kink but a solver that is lost
 LIMIT = 2000  # parameters up to which F's eigenvectors are taken
 
@@ -190,7 +191,7 @@ def _rows(
     found: list[list[Solved]], radius: list[float], tolerance: float, max_steps: int, at: Point
 ) -> dict[str, Estimate]:
     """An estimate a radius; a solution that stands has converged only where the loss has kinks to stand on."""
-    limit, rows = KINK if at.piecewise_linear else tolerance, {}
+    limit, rows = KINK if at.piecewise_linear else max(tolerance, ROUNDING), {}
     for e, r in enumerate([0.0, *radius]):
         h, gap, moving, steps = zip(*(own[e] for own in found), strict=True)
         estimate = over_pairs(torch.stack(h))
