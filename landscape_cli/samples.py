@@ -95,8 +95,9 @@ def minibatch_gram(at: Objective, theta: Tensor, minibatches: Tensor) -> Tensor:
     (K, p), M = theta.shape, len(minibatches)
     width = max(1, min(p, 2 * MEMORY // (M * K * theta.element_size())))
     gram = torch.zeros(K, M, M, dtype=torch.float64, device=theta.device)
+    slot = theta.new_empty(K, M, width)  # one for all slices, or two would be alive at a time
     for start in range(0, p, width):
-        g = theta.new_empty(K, M, min(width, p - start))
+        g = slot[:, :, : p - start]
         for b, index in enumerate(minibatches):
             g[:, b] = at.subset(index).loss_and_gradient(theta)[1][:, start : start + width]
         for k in range(K):

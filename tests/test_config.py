@@ -481,14 +481,11 @@ def test_origins_name_file_override_and_default(resolve, tmp_path) -> None:
     assert found["grid.training.batch_size"] == ([10, 1000], "cfg.yaml:9")
 
 
-@pytest.mark.parametrize("name", ["small-vs-large", "batch-size-sweep", "mnist1d", "essay"])
+@pytest.mark.parametrize("name", ["small-vs-large", "batch-size-sweep", "mnist1d"])
 def test_shipped_configs_resolve_and_have_a_summary(name: str) -> None:
     experiment = config.resolve(config.read(name))
     assert experiment.name == name
-    assert (
-        len(config.expand(experiment))
-        == {"small-vs-large": 16, "batch-size-sweep": 20, "mnist1d": 8, "essay": 16}[name]
-    )
+    assert len(config.expand(experiment)) == {"small-vs-large": 16, "batch-size-sweep": 20, "mnist1d": 8}[name]
     assert config.summary(config.shipped()[name]).endswith((".", "?"))
     assert "language-server" not in config.summary(config.shipped()[name])
 
