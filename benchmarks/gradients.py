@@ -30,13 +30,13 @@ from landscape_cli.schema import DatasetOptions
 M, SIZE = 100, 10  # minibatches of the loops
 ORDERED = M * (M - 1)
 SAMPLES, BUDGET = 12_000, 1024  # of the memory run: above GRAM_SAMPLES; MB
-DRAWN: list[Callable[..., object]] = [
-    metrics.regret,
-    metrics.gradient_norm,
-    metrics.gradient_cosine,
+DRAWN: list[Callable[..., object]] = [metrics.regret, metrics.gradient_norm, metrics.gradient_cosine]
+DRAWN += [
+    partial(metrics.gradient_cosine, sign=True),
     metrics.jensen_gap,
+    metrics.gradient_disparity,
+    metrics.gradient_confusion,
 ]
-DRAWN += [metrics.gradient_disparity, metrics.gradient_confusion, partial(metrics.gradient_cosine, sign=True)]
 
 
 def every_metric(at: Point, sizes: list[int], **drawn: int) -> None:
@@ -123,7 +123,6 @@ def main() -> None:
     registry.load_plugins([])
     if options.wide:
         return wide(options.partitions)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
     if options.partitions:  # first: the peak of a child starts at its parent's
         subprocess.run([sys.executable, __file__, "--wide", *sys.argv[1:]], check=True)
     torch.manual_seed(0)
@@ -149,25 +148,28 @@ def main() -> None:
     def loop_over(pairs: list[tuple[int, int]], gradient: Callable[[int], Tensor]) -> float:
         return clocked(lambda: pair_loop(gradient, pairs)) * ORDERED / len(pairs)
 
+    def made_anew(net: nn.Module) -> float:
+        return loop_over(few, lambda b: minibatch_gradient(net, data, draw[b]))
+
     ways: dict[str, Callable[[], list[float]]] = {
         f"ours, stack of {len(modules)}": lambda: [ours(modules)],
         "ours, one net": lambda: [ours([net]) for net in singles],
         "gradients and Gram": lambda: [clocked(partial(gram_loop, net, data, draw)) for net in singles],
         "pairs, stored": lambda: [loop_over(some, stored[net].__getitem__) for net in singles],
-        "pairs, made anew": lambda: [
-            loop_over(few, partial(lambda net, b: minibatch_gradient(net, data, draw[b]), net)) for net in singles
-        ],
+        "pairs, made anew": lambda: [made_anew(net) for net in singles],
     }
     turns = [{name: statistics.mean(run()) for name, run in ways.items()} for _ in range(options.repetitions + 1)]
     times = {name: [turn[name] for turn in turns[1:]] for name in ways}  # the first warms up
     best, middle = ({name: f(t) for name, t in times.items()} for f in (min, statistics.median))
-    print(f"milliseconds a net, {options.repetitions} interleaved repetitions; ratio: of the best (of the medians), to")
-    print(f"ours; pairs: {len(some)} stored, {len(few)} made anew, scaled to {ORDERED} of one m")
+    print(f"torch {torch.__version__}, {options.threads} threads; ms a net, {options.repetitions} repetitions in turn;")
+    print(
+        f"pairs: {len(some)} stored, {len(few)} made anew, scaled to {ORDERED} of one m; ratio of best (of medians) to"
+    )
     first, second = list(ways)[:2]
     print(f"{'':<20} {'best':>9} {'median':>9} {first:>21} {second:>19}")
     for name in ways:
-        ratios = [f"{best[name] / best[own]:.2f}x ({middle[name] / middle[own]:.2f}x)" for own in (first, second)]
-        print(f"{name:<20} {best[name]:>9.2f} {middle[name]:>9.2f} {ratios[0]:>21} {ratios[1]:>19}")
+        a, b = (f"{best[name] / best[own]:.2f}x ({middle[name] / middle[own]:.2f}x)" for own in (first, second))
+        print(f"{name:<20} {best[name]:>9.2f} {middle[name]:>9.2f} {a:>21} {b:>19}")
     print("targets: gradients and Gram >= 1x, pairs >= 20x")
 
 

@@ -217,14 +217,7 @@ class Point:
         draws = self.draws(minibatch_size, minibatches, partitions, seed)
         if not self.has_sample_gram:
             return torch.stack([samples.minibatch_gram(self.train, self.theta, draw) for draw in draws], 1)
-        if minibatch_size == 1:
-            rows = draws[:, :, 0]
-            return torch.stack([torch.stack([G[row[:, None], row] for row in rows]) for G in self.sample_gram()])
-        shape = (partitions, draws.shape[1], self.train.n)
-        B = torch.zeros(shape, dtype=torch.float64, device=self.theta.device).scatter(2, draws, 1 / minibatch_size)
-        flat = B.flatten(0, 1)
-        products = [(G @ flat.mT).unflatten(1, shape[:2]).movedim(1, 0) for G in self.sample_gram()]
-        return torch.stack([B @ product for product in products])
+        return torch.stack([torch.stack([samples.block_means(G, draw) for draw in draws]) for G in self.sample_gram()])
 
     def draws(self, minibatch_size: int, minibatches: int, partitions: int, seed: int) -> Tensor:
         """Numbers of the training samples in each minibatch (D, M, m), disjoint within a draw."""
