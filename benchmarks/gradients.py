@@ -31,12 +31,8 @@ M, SIZE = 100, 10  # minibatches of the loops
 ORDERED = M * (M - 1)
 SAMPLES, BUDGET = 12_000, 1024  # of the memory run: above GRAM_SAMPLES; MB
 DRAWN: list[Callable[..., object]] = [metrics.regret, metrics.gradient_norm, metrics.gradient_cosine]
-DRAWN += [
-    partial(metrics.gradient_cosine, sign=True),
-    metrics.jensen_gap,
-    metrics.gradient_disparity,
-    metrics.gradient_confusion,
-]
+DRAWN += [metrics.jensen_gap, metrics.gradient_disparity, metrics.gradient_confusion]
+DRAWN.append(partial(metrics.gradient_cosine, sign=True))
 
 
 def every_metric(at: Point, sizes: list[int], **drawn: int) -> None:
@@ -103,7 +99,7 @@ def wide(partitions: int) -> None:
     seconds = clocked(lambda: every_metric(at, [SIZE], minibatches=1000, partitions=partitions)) / 1e3
     grew, p = peak() - before, at.theta.shape[1]
     print(
-        f"memory: 1000 minibatches of {SIZE}, {partitions} draws, {p:,} parameters, n = {SAMPLES:,}: peak grew", end=" "
+        f"1000 minibatches of {SIZE}, {partitions} draws, {p:,} parameters, n = {SAMPLES:,}: peak memory grew", end=" "
     )
     print(f"from {before:.0f} by {grew:.0f} MB (budget {BUDGET}) in {seconds:.1f} s", flush=True)
 
@@ -162,9 +158,7 @@ def main() -> None:
     times = {name: [turn[name] for turn in turns[1:]] for name in ways}  # the first warms up
     best, middle = ({name: f(t) for name, t in times.items()} for f in (min, statistics.median))
     print(f"torch {torch.__version__}, {options.threads} threads; ms a net, {options.repetitions} repetitions in turn;")
-    print(
-        f"pairs: {len(some)} stored, {len(few)} made anew, scaled to {ORDERED} of one m; ratio of best (of medians) to"
-    )
+    print(f"pairs: {len(some)} stored, {len(few)} made anew, scaled to {ORDERED} of one m; ratio: best (median) to")
     first, second = list(ways)[:2]
     print(f"{'':<20} {'best':>9} {'median':>9} {first:>21} {second:>19}")
     for name in ways:

@@ -19,6 +19,7 @@ from landscape_cli.network import Network, Params, Pass, Tap, moving, off_graph
 from landscape_cli.objective import Objective, residuals
 
 MEMORY = 2**28  # bytes of intermediates
+BLOCK = 128  # rows of a Gram matrix at a time
 
 
 def sample_gram(at: Objective, theta: Tensor) -> Tensor:
@@ -44,14 +45,23 @@ def sample_gram(at: Objective, theta: Tensor) -> Tensor:
     for pieces in zip(*parts, strict=True):
         tap, x, delta = pieces[0][0], torch.cat([t.x for t, _ in pieces], 1), torch.cat([d for _, d in pieces], 1)
         if is_dense(tap):
-            for k in range(K):  # one n x n product at a time stays in the cache
-                a, d = x[k].double(), delta[k].double()
-                gram[k].addcmul_(torch.addmm(_ones(tap.layer, a), a, a.mT), d @ d.mT)
+            for k in range(K):
+                _add_products(gram[k], x[k].double(), delta[k].double(), 1.0 if tap.layer.bias is not None else 0.0)
         else:
             for k in range(K):
                 for g in layer_gradients(tap.layer, tap.name, at, theta, x[k : k + 1], delta[k : k + 1], k):
                     gram[k].addmm_(g[0].double(), g[0].double().mT)
+    for start in range(0, n, BLOCK):
+        rows = slice(start, start + BLOCK)
+        gram[:, start + BLOCK :, rows] = gram[:, rows, start + BLOCK :].mT
     return gram
+
+
+def _add_products(gram: Tensor, a: Tensor, d: Tensor, bias: float) -> None:
+    """Add (a_i . a_j + bias)(d_i . d_j) to the blocks on and above the diagonal, a few rows at a time for the cache."""
+    for start in range(0, len(a), BLOCK):
+        rows = slice(start, start + BLOCK)
+        gram[rows, start:] += (a[rows] @ a[start:].mT).add_(bias).mul_(d[rows] @ d[start:].mT)
 
 
 def gram_bytes(at: Objective) -> float:
@@ -220,10 +230,6 @@ def sample_hessian_products(at: Objective, theta: Tensor, v: Tensor) -> Iterator
         each = at.rows(rows)
         own = replace(each, x=x[:, None].repeat(K, *[1] * x.dim()), y=y[:, None].repeat(K, 1))
         yield own.hessian_product(theta[rows])(v[rows]).view(K, B, -1)
-
-
-def _ones(layer: nn.Module, a: Tensor) -> Tensor:
-    return a.new_full((), 1.0 if layer.bias is not None else 0.0)
 
 
 def is_dense(tap: Tap) -> bool:
