@@ -27,8 +27,7 @@ from landscape_cli.objective import Objective, flatten
 from landscape_cli.point import Point
 from landscape_cli.schema import DatasetOptions
 
-M, SIZE = 100, 10  # minibatches of the loops
-ORDERED = M * (M - 1)
+M, SIZE, ORDERED = 100, 10, 9900  # minibatches of the loops, their size and ordered pairs
 SAMPLES, BUDGET = 12_000, 1024  # of the memory run: above GRAM_SAMPLES; MB
 DRAWN: list[Callable[..., object]] = [metrics.regret, metrics.gradient_norm, metrics.gradient_cosine]
 DRAWN += [metrics.jensen_gap, metrics.gradient_disparity, metrics.gradient_confusion]
