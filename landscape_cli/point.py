@@ -171,6 +171,8 @@ class Point:
     def in_double(self) -> Point:
         """The same minima with all numbers in float64, for what float32 cannot resolve."""
         f64 = torch.float64
+        if self.theta.dtype == f64:
+            return self
         own = Point(self.theta.double(), self.train.to(f64), self.test.to(f64))
         own.seconds, own._nested = self.seconds, self._nested
         return own

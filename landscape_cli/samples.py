@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-import numpy as np
 import torch
 import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
@@ -121,17 +120,18 @@ def minibatch_gram(at: Objective, theta: Tensor, minibatches: Tensor) -> Tensor:
 def block_means(gram: Tensor, draw: Tensor) -> Tensor:
     """Means of a Gram matrix (n, n) over the blocks of minibatches (M, m): inner products of their gradients (M, M).
 
-    Sums of rows, then of columns; NumPy gathers rows 7 times as fast as a product with indicators takes on a CPU.
+    Rows are added up by minibatch, then columns: on a CPU in a tenth of the time of a product with indicators.
     """
     M, m = draw.shape
-    if gram.is_cuda:
-        rows = gram[draw.flatten()].view(M, m, -1).sum(1)
-        return rows[:, draw.flatten()].view(M, M, m).sum(2) / m**2
-    G, index = gram.numpy(), draw.flatten().numpy()
     if m == 1:
-        return torch.from_numpy(G[np.ix_(index, index)])
-    sums = G[index].reshape(M, m, -1).sum(1)
-    return torch.from_numpy(sums[:, index].reshape(M, M, m).sum(2)) / m**2
+        return gram[draw[:, 0]][:, draw[:, 0]]
+    label = torch.full((len(gram),), M, device=gram.device)  # the last is for samples in no minibatch
+    label[draw.flatten()] = torch.arange(M, device=gram.device).repeat_interleave(m)
+
+    def summed(rows: Tensor) -> Tensor:
+        return rows.new_zeros(M + 1, rows.shape[1]).index_add_(0, label, rows)[:M]
+
+    return summed(summed(gram).mT.contiguous()) / m**2
 
 
 def sample_gradients(
