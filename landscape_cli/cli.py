@@ -1,11 +1,9 @@
-"""The command line: parse, call one function, print. Nothing heavy is imported before a command needs it."""
+"""The commands: parse, call one function, print. Nothing heavy is imported before a command needs it."""
 
 from __future__ import annotations
 
 import contextlib
 import json as json_module
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -59,59 +57,6 @@ Metrics = Annotated[
     str | None, typer.Option("--metrics", metavar="A,B|default|all", help="Instead of the config's metrics.")
 ]
 RESULTS = Path("results")
-
-
-def main() -> None:
-    """Run the command line, and turn every fault into its line and exit code."""
-    debug = "--debug" in sys.argv
-    try:
-        code = app(prog_name="landscape", standalone_mode=False)
-    except Fault as fault:
-        code = _complain(str(fault), fault.code, debug)
-    except typer.Exit as done:
-        code = done.exit_code
-    except typer.Abort:
-        code = 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing to say to it
-        code = 0
-    except Exception as error:
-        code = _explain(error, debug)
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def run() -> None:
-    """`main` as a process: leaves at once, for tearing torch down takes seconds and all files are on disk."""
-    try:
-        main()
-    except SystemExit as done:
-        with contextlib.suppress(BrokenPipeError):
-            sys.stdout.flush()
-        os._exit(done.code if isinstance(done.code, int) else 0)
-
-
-def _complain(text: str, code: int, debug: bool) -> int:
-    if debug:
-        import traceback
-
-        traceback.print_exc()
-    from landscape_cli import console
-
-    console.error(text)
-    return code
-
-
-def _explain(error: Exception, debug: bool) -> int:
-    """Exit code of an exception that is no Fault: usage (2), a signal (130, 143), or an internal error (1)."""
-    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
-        if not error.format_message():  # `landscape` alone: its help has been printed
-            return 2
-        hint = getattr(getattr(error, "ctx", None), "command_path", "landscape")
-        return _complain(f"{error.format_message()}; see `{hint} --help`", 2, debug)
-    if type(error).__name__ == "Interrupted":
-        return _complain("interrupted: what was finished is kept; the same command goes on", error.code, debug)  # type: ignore[attr-defined]
-    text = f"internal error: {type(error).__name__}: {error}; --debug shows where, please report it"
-    return _complain(text, 1, debug)
 
 
 @app.callback(invoke_without_command=True)

@@ -121,13 +121,11 @@ class Metric:
 
     Args:
         gram: <g_i, g_j>_* = g_i^T F^+ g_j of S samples (K, S, S).
-        odds: (1 - p_iy) / p_iy = exp(l_i) - 1 of those samples (K, S).
         rank: of U (K,); rows: of U, N (C - 1); inputs: N.
         smallest: singular value that was kept, relative to the largest (K,).
     """
 
     gram: Tensor
-    odds: Tensor
     rank: Tensor
     rows: int
     inputs: int
@@ -146,11 +144,9 @@ def metric_gram(at: Objective, theta: Tensor, S: int) -> Metric:
         S: how many samples.
     Source: METRICS section 3.
     """
-    N, p = at.n, theta.shape[1]
     found = [_projected(at.alone(k), theta[k : k + 1], S) for k in range(len(theta))]
-    gram, odds, rank, rows, smallest = zip(*found, strict=True)
-    assert all(r == rows[0] for r in rows), p
-    return Metric(torch.stack(gram), torch.stack(odds), torch.tensor(rank), rows[0], N, torch.tensor(smallest))
+    gram, rank, rows, smallest = zip(*found, strict=True)
+    return Metric(torch.stack(gram), torch.tensor(rank), rows[0], at.n, torch.tensor(smallest))
 
 
 def too_large(at: Objective, p: int, C: int) -> str:
@@ -178,22 +174,23 @@ def root(at: Objective, theta: Tensor, r: Tensor | None = None) -> Tensor:
     return U
 
 
-def _projected(at: Objective, theta: Tensor, S: int) -> tuple[Tensor, Tensor, int, int, float]:
+def _projected(at: Objective, theta: Tensor, S: int) -> tuple[Tensor, int, int, float]:
+    """Of one minimum: inner products (S, S), rank, rows, the smallest singular value kept."""
     logits, N = at.logits(theta)[0], at.n
     odds = log_odds(logits[:S], at.y[:S])[0].exp()
     r = logits.argmax(-1)
     r[:S] = at.y[:S]  # in this basis a_i has one sign
     U = root(at, theta, r)
-    C = U.shape[1]  # less one
-    others = logits[:S].scatter(1, at.y[:S, None], -torch.inf)
-    shares = torch.softmax(others, 1) * odds[:, None]  # p_c / p_y
+    others = U.shape[1]  # classes but the reference
+    wrong = logits[:S].scatter(1, at.y[:S, None], -torch.inf)
+    shares = torch.softmax(wrong, 1) * odds[:, None]  # p_c / p_y
     keep = torch.ones_like(shares, dtype=torch.bool).scatter(1, at.y[:S, None], False)
-    a = (N * shares[keep].view(S, C)).sqrt()
+    a = (N * shares[keep].view(S, others)).sqrt()
     L, rank, smallest = _range(U.flatten(0, 1))
     if L is None:  # full row rank: P = I, and disjoint samples have nothing in common
-        return torch.diag(a.square().sum(1)), odds, rank, N * C, smallest
-    z = torch.einsum("icr,ic->ir", L[: S * C].view(S, C, -1), a)
-    return z @ z.mT, odds, rank, N * C, smallest
+        return torch.diag(a.square().sum(1)), rank, N * others, smallest
+    z = torch.einsum("icr,ic->ir", L[: S * others].view(S, others, -1), a)
+    return z @ z.mT, rank, N * others, smallest
 
 
 def _range(U: Tensor) -> tuple[Tensor | None, int, float]:

@@ -75,6 +75,12 @@ def over_draws(values: Tensor, samples: int | None = None) -> Estimate:
     return Estimate(values.mean(1), error, samples)
 
 
+def nothing(at: Point, why: str) -> Estimate:
+    """An undefined value for each of the K minima."""
+    K = len(at.theta)
+    return exact(torch.zeros(K)).undefined(torch.ones(K), why)
+
+
 def unit(length: Tensor) -> Tensor:
     """1 / |g|, and 0 for a zero gradient, whose cosine with anything is 0."""
     return torch.where(length > 0, 1 / length.clamp_min(torch.finfo(length.dtype).tiny), 0)
@@ -219,7 +225,7 @@ class Point:
         draws = self.draws(minibatch_size, minibatches, partitions, seed)
         if not self.has_sample_gram:
             return torch.stack([samples.minibatch_gram(self.train, self.theta, draw) for draw in draws], 1)
-        return torch.stack([torch.stack([samples.block_means(G, draw) for draw in draws]) for G in self.sample_gram()])
+        return samples.block_means(self.sample_gram(), draws)
 
     def draws(self, minibatch_size: int, minibatches: int, partitions: int, seed: int) -> Tensor:
         """Numbers of the training samples in each minibatch (D, M, m), disjoint within a draw."""

@@ -14,6 +14,7 @@ from conftest import TINY, yaml_of
 from filelock import FileLock
 
 from landscape_cli import cli, experiment
+from landscape_cli.__main__ import main
 
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 Call = Callable[..., tuple[int, str, str]]
@@ -29,7 +30,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
     def run(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["landscape", *words])
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            main()
         out, err = capsys.readouterr()
         assert "Traceback" not in out + err
         return int(left.value.code or 0), out, err
@@ -50,10 +51,10 @@ def test_help_loads_nothing_heavy() -> None:
 def test_a_closed_pipe_is_silent() -> None:
     """`landscape list ... | head -c 1`, with more lines than a pipe holds."""
     code = (
-        "from landscape_cli import cli, registry\n"
+        "from landscape_cli import __main__, registry\n"
         "registry.describe = lambda e: {'name': 'n' * 60, 'summary': 's' * 60}\n"
         "registry.load_plugins = lambda names: registry.REGISTRY['model'].update({str(i): None for i in range(9000)})\n"
-        "cli.main()"
+        "__main__.main()"
     )
     command = [sys.executable, "-c", code, "list", "models"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

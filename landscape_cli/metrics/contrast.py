@@ -19,7 +19,7 @@ from landscape_cli.climb import climb
 from landscape_cli.fisher import residual_way, root_ways
 from landscape_cli.linalg import top_eigenpairs
 from landscape_cli.objective import Block, Objective
-from landscape_cli.point import Estimate, Point, exact
+from landscape_cli.point import Estimate, Point, exact, nothing
 from landscape_cli.registry import Count, Natural, Positive, metric
 from landscape_cli.samples import hessian_squares, sample_hessian_products
 
@@ -63,9 +63,7 @@ def _at_size(own: Tensor, mean: Tensor, m: int, n: int) -> Tensor:
 
 def _sized(at: Point, m: int) -> Estimate | None:
     """Undefined where a minibatch is more than the set."""
-    n = at.train.n
-    empty = exact(torch.zeros(len(at.theta)))
-    return empty.undefined(torch.ones(len(at.theta)), f"minibatch_size={m} is above n={n}") if m > n else None
+    return nothing(at, f"minibatch_size={m} is above n={at.train.n}") if m > at.train.n else None
 
 
 def _too_large(at: Point, empirical: bool) -> str:
@@ -82,7 +80,7 @@ def _too_large(at: Point, empirical: bool) -> str:
 def _by_rows(at: Point, blocks: Blocks, minibatch_size: int, empirical: bool) -> Estimate:
     """The contrast of squared Frobenius norms of F, or of the empirical Fisher, in blocks."""
     if why := _too_large(at, empirical):
-        return exact(torch.zeros(len(at.theta))).undefined(torch.ones(len(at.theta)), why)
+        return nothing(at, why)
     pairs = []
     for k in range(len(at.theta)):
         one = at.train.alone(k)
@@ -217,7 +215,7 @@ def _kernel_of(at: Objective) -> Tensor:
 
 def _too_many(at: Point, what: str) -> Estimate:
     why = f"{what} takes one product a parameter: {at.theta.shape[1]} are more than {DENSE}"
-    return exact(torch.zeros(len(at.theta))).undefined(torch.ones(len(at.theta)), why)
+    return nothing(at, why)
 
 
 def _kernels_by_column(at: Point, m: int) -> Estimate:

@@ -14,7 +14,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from landscape_cli.point import Estimate, Point, exact, over_draws, regret_of, unit
+from landscape_cli.point import Estimate, Point, exact, nothing, over_draws, regret_of, unit
 from landscape_cli.registry import Count, Natural, metric
 
 SIZES = [1, 10, 100]
@@ -34,9 +34,7 @@ def sized(function: Callable[..., Any]) -> Callable[..., Any]:
     def checked(at: Point, **settings: Any) -> Found:
         n, m = at.train.n, (own | settings)["minibatch_size"]
         if m > n // 2:
-            empty = exact(torch.zeros(len(at.theta)))
-            why = f"minibatch_size={m} is above n/2={n / 2:g}: no two disjoint minibatches"
-            return empty.undefined(torch.ones(len(at.theta)), why)
+            return nothing(at, f"minibatch_size={m} is above n/2={n / 2:g}: no two disjoint minibatches")
         found: Found = function(at, **settings)
         if m > n / 10:
             for estimate in found.values() if isinstance(found, dict) else [found]:

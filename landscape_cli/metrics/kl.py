@@ -17,18 +17,13 @@ from landscape_cli import fisher, kfac
 from landscape_cli.linalg import conjugate_gradients
 from landscape_cli.metrics.gradients import Many, sized
 from landscape_cli.objective import log_odds
-from landscape_cli.point import Estimate, Point, exact, over_pairs, regret_of, unit
+from landscape_cli.point import Estimate, Point, exact, nothing, over_pairs, regret_of, unit
 from landscape_cli.registry import Count, Natural, Positive, metric
+from landscape_cli.samples import block_means
 
 Over = Literal["minibatches", "train_and_test"]
 Samples = Annotated[int, Ge(6)]
 OVER = ["minibatches", "train_and_test"]
-
-
-def empty(at: Point, why: str) -> Estimate:
-    """K undefined values."""
-    K = len(at.theta)
-    return exact(torch.zeros(K)).undefined(torch.ones(K), why)
 
 
 def few(S: int, m: int) -> str:
@@ -43,15 +38,6 @@ def partitions_of(S: int, m: int, partitions: int, seed: int) -> Tensor:
     if m == 1:
         return first
     return torch.cat([first, *(torch.randperm(S, generator=rng)[: M * m].view(1, M, m) for _ in range(partitions - 1))])
-
-
-def _block_means(gram: Tensor, draws: Tensor) -> Tensor:
-    """Inner products of minibatch gradients (K, D, M, M) from those of samples (K, S, S)."""
-    if draws.shape[2] == 1:
-        return gram[:, None]
-    B = torch.zeros(*draws.shape[:2], gram.shape[1], dtype=gram.dtype).scatter(2, draws, 1 / draws.shape[2])
-    B = B.to(gram.device)
-    return B @ (gram[:, None] @ B.mT)
 
 
 def _regret(gram: Tensor, n: int, S: int) -> Estimate:
@@ -120,10 +106,10 @@ def regret_kl(
     """
     S = min(samples, at.train.n)
     if why := few(S, minibatch_size) or too_large(at, samples, over, inputs, seed):
-        return empty(at, f"{why}; or use regret_kl_damped or regret_kl_kfac" if "large" in why else why)
+        return nothing(at, f"{why}; or use regret_kl_damped or regret_kl_kfac" if "large" in why else why)
     found = at.kl_metric(samples, over, inputs, seed)
-    estimate = _regret(_block_means(found.gram, partitions_of(S, minibatch_size, partitions, seed)), at.train.n, S)
-    return _ranked(estimate, found)
+    draws = partitions_of(S, minibatch_size, partitions, seed).to(at.theta.device)
+    return _ranked(_regret(block_means(found.gram, draws), at.train.n, S), found)
 
 
 @metric(invariant="permutation,smooth,output", source="ours, docs/essay.md", minibatch_size=[1, 10], over=OVER)
@@ -154,7 +140,7 @@ def regret_kl_closed_form(
     """
     F, S = at.in_double.kl_inputs(samples, over, inputs, seed)
     if why := few(S, minibatch_size):
-        return empty(at, why)
+        return nothing(at, why)
     logits, y = F.subset(torch.arange(S, device=F.y.device)).logits(at.in_double.theta), F.y[:S]
     odds = log_odds(logits, y.expand(len(logits), -1))[0].exp()  # (1 - p_y) / p_y = exp(l) - 1
     draws = partitions_of(S, minibatch_size, partitions, seed).to(odds.device)
@@ -177,7 +163,7 @@ def fisher_rank_deficit(
     Returns: (K,), between 0 and 1; exact for these inputs.
     """
     if why := too_large(at, samples, over, inputs, seed):
-        return empty(at, why)
+        return nothing(at, why)
     found = at.kl_metric(samples, over, inputs, seed)
     estimate = exact(1 - found.rank.double().to(at.theta.device) / found.rows, found.inputs)
     return _ranked(estimate, found)
@@ -199,7 +185,7 @@ def tic_fisher(
     """
     S = min(samples, at.train.n)
     if why := too_large(at, samples, over, inputs, seed):
-        return empty(at, why)
+        return nothing(at, why)
     found = at.kl_metric(samples, over, inputs, seed)
     own, row = found.gram.diagonal(dim1=1, dim2=2), found.gram.sum(2)  # (K, S)
     trace, total = own.sum(1, keepdim=True), row.sum(1, keepdim=True)
@@ -239,7 +225,7 @@ def regret_kl_damped(
     """
     F, S = at.kl_inputs(samples, over, inputs, seed)
     if why := few(S, minibatch_size):
-        return empty(at, why)
+        return nothing(at, why)
     draw, (K, p) = partitions_of(S, minibatch_size, 1, seed)[0].to(at.theta.device), at.theta.shape
     M = len(draw)
     rows = torch.arange(K, device=at.theta.device).repeat_interleave(M)
@@ -282,7 +268,7 @@ def regret_kl_kfac(
     """
     F, S = at.in_double.kl_inputs(samples, over, inputs, seed)
     if why := few(S, minibatch_size) or kfac.unsupported(F):
-        return empty(at, why)
+        return nothing(at, why)
     draw, theta = partitions_of(S, minibatch_size, 1, seed)[0].to(at.theta.device), at.in_double.theta
     grams = []
     for k in range(len(theta)):

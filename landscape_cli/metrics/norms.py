@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from landscape_cli.point import Estimate, Point, exact
+from landscape_cli.point import Estimate, Point, exact, nothing
 from landscape_cli.registry import metric
 
 
@@ -28,6 +28,5 @@ def distance_from_init(at: Point) -> Estimate:
     Returns: (K,), in parameter units; undefined for a checkpoint that does not hold theta_0.
     """
     if at.initial is None:
-        nothing = exact(torch.zeros(len(at.theta)))
-        return nothing.undefined(torch.ones(len(at.theta)), "the checkpoint does not hold the initial parameters")
+        return nothing(at, "the checkpoint does not hold the initial parameters")
     return exact(torch.linalg.vector_norm(at.theta.double() - at.initial.double(), dim=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,9 +11,9 @@ from torch import Tensor
 from landscape_cli import fisher
 from landscape_cli.ball import least_in_ball
 from landscape_cli.metrics.gradients import Many, sized
-from landscape_cli.metrics.kl import Over, Samples, empty, few, partitions_of, too_large
+from landscape_cli.metrics.kl import Over, Samples, few, partitions_of, too_large
 from landscape_cli.objective import Objective, sample_losses
-from landscape_cli.point import Estimate, Point, over_pairs, unit
+from landscape_cli.point import Estimate, Point, nothing, over_pairs, unit
 from landscape_cli.registry import Count, Natural, Positive, metric
 
 RADII = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
@@ -95,7 +96,7 @@ def regret_kl_exact(
     p = at.theta.shape[1]
     why = few(S, minibatch_size) or (f"{p} parameters are more than {LIMIT}" if p > LIMIT else "")
     if why := why or too_large(at, samples, over, inputs, seed):
-        return empty(at, why)
+        return nothing(at, why)
     draw = partitions_of(S, minibatch_size, 1, seed)[0].to(at.theta.device)
     eps, found = torch.tensor(radius, dtype=torch.float64, device=at.theta.device), []
     for k in range(len(at.theta)):
@@ -104,12 +105,24 @@ def regret_kl_exact(
     return _rows(found, radius, tolerance, max_steps, at)
 
 
-# w (r, s) -> theta (r, p), whether it is defined there (r,), and the function from theta's slope to that of w
-Way = Callable[[Tensor], tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]
+Back = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Way:
+    """Coordinates w of steps in which the ball is |w| <= eps.
+
+    Args:
+        size: of w, s.
+        step: w (r, s) -> theta (r, p), whether it is defined there (r,), and the function from theta's slope to w's.
+    """
+
+    size: int
+    step: Callable[[Tensor], tuple[Tensor, Tensor, Back]]
+
+
 # of one radius: R / eps of all pairs (M, M), the largest gap, the same of those that still move, gradients used
-Solved = tuple[
-    Tensor, Tensor, float, int
-]  # R / eps of all pairs (M, M), largest gap, the same of those that move on, gradients
+Solved = tuple[Tensor, Tensor, float, int]
 
 
 def _regrets(
@@ -120,19 +133,19 @@ def _regrets(
     rows = one.each(draw).rows(torch.arange(M, device=theta.device).repeat(E))  # radii slowest
 
     def f(w: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
-        there, defined, back = way(w)
+        there, defined, back = way.step(w)
         loss, slope = rows.rows(live).loss_and_gradient(there)
         return torch.where(defined, loss, torch.inf), back(slope)
 
     reach = eps.repeat_interleave(M)
-    center, every = torch.zeros_like(way(theta.new_zeros(1, 1))[2](theta)), torch.arange(M * E, device=theta.device)
-    g = f(center.expand(M * E, -1), every)[1]
+    every = torch.arange(M * E, device=theta.device)
+    g = f(theta.new_zeros(M * E, way.size), every)[1]
     first = _first_order(g[:M])
     start = -g * reach[:, None] * unit(torch.linalg.vector_norm(g, dim=1))[:, None]
     start = torch.where(f(start, every)[0].isfinite()[:, None], start, 0)
     least = least_in_ball(f, start, reach, tolerance=tolerance, max_steps=max_steps)
     points = one.rows(torch.zeros(M * E, dtype=torch.long, device=theta.device)).subset(draw.flatten())
-    losses = sample_losses(points.logits(way(least.at)[0]), points.y.expand(M * E, -1))
+    losses = sample_losses(points.logits(way.step(least.at)[0]), points.y.expand(M * E, -1))
     cross = losses.view(E, M, *draw.shape).mean(3)  # [radius, a, b] = f_b(argmin f_a)
     best = cross.argmin(1)  # [radius, a]: whose solution is least for f_a, its own or that of another minibatch
     lowest = cross.amin(1, keepdim=True)
@@ -153,7 +166,7 @@ def _first_order(g: Tensor) -> Tensor:
 
 def _as_they_are(theta: Tensor) -> Way:
     """w is the step d itself."""
-    return lambda w: (theta + w, torch.ones_like(w[:, 0], dtype=torch.bool), lambda slope: slope)
+    return Way(theta.shape[1], lambda w: (theta + w, torch.ones_like(w[:, 0], dtype=torch.bool), lambda slope: slope))
 
 
 def _by_divergence(one: Objective, theta: Tensor) -> Way:
@@ -166,8 +179,7 @@ def _by_divergence(one: Objective, theta: Tensor) -> Way:
     W, here = V[kept] / sigma[kept, None], one.logits(theta)  # (rank, p)
     row = torch.zeros(1, dtype=torch.long, device=theta.device)
 
-    def way(w: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-        w = w.expand(-1, len(W)) if w.shape[1] == 1 else w
+    def step(w: Tensor) -> tuple[Tensor, Tensor, Back]:
         every, square, t = one.rows(row.expand(len(w))), w.square().sum(1), torch.ones_like(w[:, 0])
         for _ in range(8):
             divergence, slope = every.symmetrized_kl(theta + t[:, None] * (w @ W), here)
@@ -184,7 +196,7 @@ def _by_divergence(one: Objective, theta: Tensor) -> Way:
 
         return theta + t[:, None] * (w @ W), excess.abs() <= 1e-6 * square, back
 
-    return way
+    return Way(len(W), step)
 
 
 def _rows(
