@@ -21,6 +21,7 @@ from landscape_cli.samples import backward, is_dense, layer_gradients, sample_gr
 Blocks = Literal["none", "layer", "kernel"]
 Ways = Callable[[Tensor, Tensor], Iterable[Tensor]]
 MEMORY = 2**30  # bytes of rows
+PIECE = 2**22  # inner products of rows at a time
 DIRECT = 512  # parameters up to which a block of F is formed
 
 
@@ -100,7 +101,7 @@ def _of_block(rows: list[Rows]) -> tuple[Tensor, Tensor]:
     if sum(r.size for r in rows) <= DIRECT:
         u = torch.cat([r.u for r in rows], 2).flatten(0, 1).double()
         return of_samples, (u.mT @ u / n).square().sum()
-    total, step = of_samples.new_zeros(()), max(1, 2**22 // (n * c * c))
+    total, step = of_samples.new_zeros(()), max(1, PIECE // (n * c * c))
     for i in range(0, n, step):
         gram = sum(_gram(r, slice(i, i + step)) for r in rows)
         total += torch.linalg.vector_norm(gram).double().square()

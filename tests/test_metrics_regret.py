@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import K, at_of, objective, oracle, plain_logits, point, vector
+from helpers import K, at_of, data, modules, objective, oracle, plain_logits, point, vector
 from scipy.optimize import brentq, minimize
 from torch import Tensor, nn
+from torch.testing import assert_close
 
+from landscape_cli.metrics import regret as regret_module
+from landscape_cli.metrics import scatter
 from landscape_cli.metrics.gradients import regret
 from landscape_cli.metrics.regret import regret_exact
 from landscape_cli.metrics.scatter import minima_scatter
@@ -264,3 +267,41 @@ def test_minima_scatter_against_dense_eigenvalues(net: str, cutoff: float) -> No
         due = float((c.square().mean(0)[kept] / values[kept]).sum())
         assert float(found.value[k]) == pytest.approx(due, rel=1e-6)
     assert found.status == ["ok"] * K
+
+
+@pytest.mark.parametrize("net", ["relu", "tanh"])
+def test_lanczos_finds_the_scatter_that_the_dense_hessian_has(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    due = scatter.minima_scatter(point(net)).value
+    monkeypatch.setattr(scatter, "DENSE", 0)
+    found = scatter.minima_scatter(point(net))
+    assert found.status == ["ok"] * K
+    assert_close(found.value, due, rtol=1e-6, atol=0)
+    few = scatter.minima_scatter(point(net), k=5)
+    assert few.status == ["not_converged"] * K  # more than 5 eigenvalues count
+    assert (few.value < due).all()
+
+
+@pytest.mark.parametrize("net", ["tanh", "layernorm"])
+def test_the_ball_of_predictions_is_round_in_its_coordinates(net: str) -> None:
+    """KL(step(w)) = |w|^2, and the slope that is handed back is that of differences."""
+    at, x = point(net), data(net)[0]
+    one, theta = at.train.alone(0), at.theta[:1]
+    way, module = regret_module._by_divergence(one, theta), modules(net)[0]
+    w = torch.randn(2, way.size, generator=torch.Generator().manual_seed(3), dtype=f64)
+    w = w * 5e-4 * torch.tensor([[1.0], [0.1]]) / w.norm(dim=1, keepdim=True)
+    there, defined, back = way.step(w)
+    assert defined.all()
+    log_p, log_q = (torch.log_softmax(plain_logits(module, x)(t), 1) for t in (there[0], theta[0]))
+    divergence = ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(1).mean()
+    assert float(divergence) == pytest.approx(float(w[0].square().sum()), rel=1e-6)
+
+    def loss(v: Tensor) -> Tensor:
+        return one.rows(torch.zeros(2, dtype=torch.long)).loss(way.step(v)[0])
+
+    slope = back(one.rows(torch.zeros(2, dtype=torch.long)).loss_and_gradient(there)[1])
+    for seed in range(3):
+        e = torch.randn(2, way.size, generator=torch.Generator().manual_seed(seed), dtype=f64)
+        e = 1e-3 * w.norm(dim=1, keepdim=True) * e / e.norm(dim=1, keepdim=True)
+        assert_close((loss(w + e) - loss(w - e)) / 2, (slope * e).sum(1), rtol=1e-4, atol=1e-13)
+    along = 1e-3 * w  # along the ray the stretch matters most
+    assert_close((loss(w + along) - loss(w - along)) / 2, (slope * along).sum(1), rtol=1e-4, atol=1e-13)

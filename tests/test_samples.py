@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from landscape_cli import objective as objective_module
+from landscape_cli import samples as samples_module
 from landscape_cli.fisher import fisher_diagonal, fisher_traces, root
 from landscape_cli.samples import (
     hessian_squares,
@@ -136,3 +137,12 @@ def test_norms_and_diagonals_of_every_network(name: str) -> None:
         assert_close(gram[k], means @ means.T, rtol=1e-10, atol=1e-14)
         U = root(at.alone(k), theta[k : k + 1]).flatten(0, 1)
         assert_close(U.T @ U, oracle(name, k).F, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["relu", "conv1d", "residual"])
+def test_minima_one_at_a_time_give_the_same_gram_matrix(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    at, theta = objective(name)
+    whole = sample_gram(at, theta)
+    monkeypatch.setattr(samples_module, "MEMORY", 1)
+    monkeypatch.setattr(samples_module, "BLOCK", 5)  # 17 is no multiple
+    assert_close(sample_gram(at, theta), whole, rtol=1e-12, atol=1e-14)

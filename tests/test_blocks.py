@@ -1,0 +1,52 @@
+"""Squared norms of blocks of the Fisher information by products of rows, against dense matrices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import CASES, K, objective, oracle
+from torch.testing import assert_close
+
+from landscape_cli import blocks
+from landscape_cli.fisher import residual_way, root_ways
+
+f64 = torch.float64
+
+
+def dense(name: str, k: int, empirical: bool) -> torch.Tensor:
+    """F_i of every sample (n, p, p)."""
+    own = oracle(name, k)
+    if empirical:
+        return own.g[:, :, None] * own.g[:, None]
+    p = torch.softmax(own.logits, 1)
+    S = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    return own.J.mT @ S @ own.J
+
+
+@pytest.mark.parametrize("empirical", [False, True])
+@pytest.mark.parametrize("direct", [0, 512])
+@pytest.mark.parametrize("name", CASES)
+def test_squares_of_every_block(name: str, direct: int, empirical: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `direct` 0 no block of F is formed, as in nets too large for that."""
+    monkeypatch.setattr(blocks, "DIRECT", direct)
+    at, theta = objective(name)
+    for k in range(K):
+        rows = blocks.rows_of(at.alone(k), theta[k : k + 1], residual_way if empirical else root_ways)
+        F = dense(name, k, empirical)
+        for kind, parts in (("none", [slice(0, theta.shape[1])]), ("layer", list(at.columns.values()))):
+            own, mean = blocks.squares(rows, kind)  # type: ignore[arg-type]
+            for j, part in enumerate(parts):
+                B = F[:, part, part]
+                assert_close(own[j], B.square().sum((1, 2)).mean(), rtol=1e-9, atol=1e-15)
+                assert_close(mean[j], B.mean(0).square().sum(), rtol=1e-9, atol=1e-15)
+
+
+def test_rows_in_pieces_give_the_same_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    at, theta = objective("relu", n=40)
+    rows = blocks.rows_of(at.alone(0), theta[:1], root_ways)
+    whole = blocks.squares(rows, "none")
+    monkeypatch.setattr(blocks, "DIRECT", 0)
+    monkeypatch.setattr(blocks, "PIECE", 7 * 40 * 4)  # rows of 7 samples at a time; 40 is no multiple
+    pieces = blocks.squares(rows, "none")
+    assert_close(pieces[0], whole[0], rtol=1e-12, atol=0)
+    assert_close(pieces[1], whole[1], rtol=1e-12, atol=0)
