@@ -330,3 +330,5 @@ def test_only_an_enumeration_has_no_standard_error() -> None:
         assert (metric(at, minibatch_size=1).standard_error == 0).all()
         assert (metric(at, minibatch_size=1, samples=12).standard_error > 0).all()
         assert (metric(at, minibatch_size=2).standard_error > 0).all(), metric  # random minibatches of all samples
+    assert (kl.tic_fisher(at).standard_error == 0).all()
+    assert (kl.tic_fisher(at, samples=12).standard_error > 0).all()
