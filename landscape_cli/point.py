@@ -35,6 +35,8 @@ class Estimate:
         residual: (K,), of the solver, relative.
         status: one a minimum, of `STATUS`; `ok` by default.
         message: one a minimum; empty by default.
+        table: columns of a table with G rows a minimum, name -> (K, G): a curve rather than a number.
+        vectors: (K, k, p), directions in parameter space that are to be kept.
     """
 
     value: Tensor
@@ -44,6 +46,8 @@ class Estimate:
     residual: Tensor | None = None
     status: list[str] = field(default_factory=list)
     message: list[str] = field(default_factory=list)
+    table: dict[str, Tensor] = field(default_factory=dict)
+    vectors: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.status = self.status or ["ok"] * len(self.value)
@@ -127,6 +131,7 @@ class Point:
         test: the average test loss.
         initial: parameters before training (K, p), if known.
         peers: all minima of the experiment with as many parameters, run id -> (p,); those of this stack too.
+        training: how each came about, `steps, epochs, lr, batch_size, history`; None if unknown.
     """
 
     theta: Tensor
@@ -134,6 +139,7 @@ class Point:
     test: Objective
     initial: Tensor | None = None
     peers: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    training: list[dict[str, Any]] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     _known: dict[Any, Any] = field(default_factory=dict, repr=False)
     _nested: list[float] = field(default_factory=list, repr=False)

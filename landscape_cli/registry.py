@@ -100,6 +100,8 @@ def metric(
     version: int = 1,
     same: str = "",
     pairs: bool = False,
+    direction: str = "",
+    cost: str = "",
     **grids: list[Any],
 ) -> Callable[[Function], Function]:
     """Put `def my_metric(at: Point, *, ...) -> Estimate` on the shelf of metrics.
@@ -112,10 +114,12 @@ def metric(
         version: raise it when values change, so that old cells are measured again.
         same: the metric of which this one is a monotone function; tests count the two once. It names none itself.
         pairs: whether it looks at the other minima of the experiment too, `Point.peers`.
+        direction: what a large value means: `sharp`, `flat` or `none`.
+        cost: in words, per minimum.
         grids: for a setting, the list of values that are measured by default, one row each.
     """
     facts = {"invariant": invariant, "source": source, "default": default, "version": version, "same": same}
-    return _register("metric", **facts, pairs=pairs, grids=grids)
+    return _register("metric", **facts, pairs=pairs, direction=direction, cost=cost, grids=grids)
 
 
 def claims(entry: Entry) -> dict[str, list[str]]:
