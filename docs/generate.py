@@ -26,8 +26,12 @@ FAMILIES = {
     "scatter": "Where single samples have their minima",
     "ewc": "The Fisher information as a distance",
     "curvature": "Curvature of the training loss",
+    "spectrum": "The spectrum of the Hessian",
+    "relative": "Curvature relative to the parameters",
     "sharpness": "Rise of the loss around the minimum",
-    "norms": "Norms, the baselines",
+    "norms": "Norms",
+    "margins": "Margins",
+    "baselines": "What is known without a measurement",
 }
 INVARIANCE = {
     "output": "a function of the network's outputs alone: any change of the parameters that keeps those keeps it",
@@ -73,6 +77,8 @@ def _metric(entry: registry.Entry) -> str:
     facts = [
         f"- settings and defaults: {settings}",
         f"- invariant: {'; '.join(map(_claim, *zip(*registry.claims(entry).items(), strict=True)))}",
+        f"- direction: {registry.DIRECTIONS[entry.facts['direction']]}",
+        f"- cost: {entry.facts['cost']}",
         f"- measured by default: {default}",
         f"- source: {entry.facts['source']}",
     ]

@@ -1,17 +1,20 @@
-"""Eigenvalues of symmetric operators that are known by their products only, K operators at once.
+"""Eigenvalues, spectra, traces and solutions of symmetric operators known by their products only, K operators at once.
 
-Nothing here knows of networks: an operator is a function (K, p) -> (K, p), operator k acting on row k.
+Nothing here knows of networks: an operator is a function (K, p) -> (K, p), operator k acting on row k; where many
+vectors are asked for, it is called once for each, or may take (K, p, v) whole (`conjugate_gradients`). Every operator
+stops on its own: its result does not depend on the company.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 Product = Callable[[Tensor], Tensor]
+FLOOR = 1e-3  # of the largest |eigenvalue|: residuals of smaller ones are measured against this
 
 
 @dataclass(frozen=True)
@@ -24,57 +27,65 @@ class Ritz:
     steps: int
 
 
-def top_eigenpairs(
-    A: Product, start: Tensor, k: int = 1, *, tolerance: float = 1e-3, max_steps: int = 200, rng: torch.Generator
-) -> Ritz:
-    """The k largest eigenvalues of each operator, by Lanczos with full reorthogonalization.
-
-    A small residual certifies that *an* eigenvalue was found, not that it is the top one: an unlucky start hides the
-    first for some steps. Therefore half as many steps again are taken after all K operators have converged.
+@dataclass
+class Krylov:
+    """The Lanczos process of K operators, grown on demand: T = Q A Q^T is tridiagonal, the rows of Q orthonormal.
 
     Args:
         A: (K, p) -> (K, p).
         start: (K, p), rows not zero.
-        k: how many.
-        tolerance: of the residual, relative to the largest |Ritz value|; the value's error is about its square.
-        max_steps: products at most; fewer where p is smaller.
         rng: draws a fresh direction where a Krylov space closes early.
-    Returns: eigenvalues in falling order; a residual above tolerance says that it did not converge.
-    Source: Golub & Van Loan 2013, section 10.3; Parlett 1980, sections 6.9 and 13.2.
     """
-    K, p = start.shape
-    steps, done = min(max_steps, p), min(max_steps, p)
-    basis = start.new_empty(K, min(steps, 32), p)
-    alpha, beta = start.new_empty(K, 0, dtype=torch.float64), start.new_empty(K, 0, dtype=torch.float64)
-    q, converged = start, False
-    for j in range(steps):
-        if j == basis.shape[1]:
-            basis = torch.cat([basis, torch.empty_like(basis)], 1)
-        basis[:, j] = q / torch.linalg.vector_norm(q, dim=1, keepdim=True)
-        Q = basis[:, : j + 1]
-        Aq = A(Q[:, j])
-        alpha = torch.cat([alpha, (Q[:, j] * Aq).double().sum(1, keepdim=True)], 1)
-        q = reject(reject(Aq, Q), Q)  # one pass leaves too much
-        size = torch.linalg.vector_norm(q, dim=1)
+
+    A: Product
+    start: Tensor
+    rng: torch.Generator
+    alpha: list[Tensor] = field(default_factory=list)  # diagonal of T, each (K,) in float64
+    beta: list[Tensor] = field(default_factory=list)  # beside it; the last one leads out of the space
+    _basis: Tensor | None = None
+    _next: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Steps taken."""
+        return len(self.alpha)
+
+    def basis(self, steps: int) -> Tensor:
+        """Q (K, steps, p)."""
+        assert self._basis is not None
+        return self._basis[:, :steps]
+
+    def grow(self) -> None:
+        """One product, and its image made orthogonal to all rows: without that, eigenvalues come back as ghosts."""
+        j, (K, p) = self.size, self.start.shape
+        if self._basis is None:
+            self._basis = self.start.new_empty(K, min(p, 32), p)
+        elif j == self._basis.shape[1]:
+            self._basis = torch.cat([self._basis, torch.empty_like(self._basis)], 1)
+        q = self.start if self._next is None else self._next
+        self._basis[:, j] = q / torch.linalg.vector_norm(q, dim=1, keepdim=True)
+        Q = self._basis[:, : j + 1]
+        Aq = self.A(Q[:, j])
+        self.alpha.append((Q[:, j] * Aq).double().sum(1))
+        near = Q[:, max(0, j - 1) :]  # in exact arithmetic the only rows that Aq is not orthogonal to
+        rest = reject(Aq, near)
+        q = reject(rest, Q)
+        size, before = (torch.linalg.vector_norm(t, dim=1) for t in (q, rest))
+        if bool((size < 0.7 * before).any()):  # much was taken away, and its rounding is left: twice is enough
+            q = reject(q, Q)
+            size = torch.linalg.vector_norm(q, dim=1)
         closed = size <= 10 * torch.finfo(q.dtype).eps * torch.linalg.vector_norm(Aq, dim=1)
-        beta = torch.cat([beta, torch.where(closed, 0, size).double()[:, None]], 1)
-        if j + 1 >= done:
-            break
+        self.beta.append(torch.where(closed, 0, size).double())
         if closed.any() and j + 1 < p:
-            fresh = torch.randn(p, generator=rng, dtype=q.dtype).to(q.device).expand(K, p)
+            fresh = torch.randn(p, generator=self.rng, dtype=q.dtype).to(q.device).expand(K, p)
             q = torch.where(closed[:, None], reject(reject(fresh, Q), Q), q)
-        if not converged and j + 1 >= k and (j + 1 - k) % max(1, k // 10) == 0:  # the check is of cubic cost
-            values, _, residuals = _ritz(alpha, beta, k)
-            scale = values.abs().amax(1, keepdim=True)
-            converged = bool((residuals <= tolerance * scale).all()) and j + 1 > k
-            done = min(steps, j + 1 + max(4, (j + 1) // 2)) if converged else done
-    values, S, residuals = _ritz(alpha, beta, min(k, alpha.shape[1]))
-    return Ritz(values, residuals, (S.mT.to(Q.dtype) @ Q), alpha.shape[1])
+        self._next = q
 
-
-def reject(q: Tensor, Q: Tensor) -> Tensor:
-    """q (K, p) without its components along the orthonormal rows of Q (K, m, p)."""
-    return torch.baddbmm(q[:, None], (Q @ q[:, :, None]).mT, Q, alpha=-1)[:, 0]
+    def eigh(self, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Ritz values (K, steps) in rising order, eigenvectors of T in columns (K, steps, steps), and residuals."""
+        T = tridiagonal(torch.stack(self.alpha[:steps], 1), torch.stack(self.beta[:steps], 1)[:, :-1])
+        values, S = torch.linalg.eigh(T)
+        return values, S, self.beta[steps - 1][:, None] * S[:, -1].abs()
 
 
 def tridiagonal(alpha: Tensor, beta: Tensor) -> Tensor:
@@ -82,24 +93,184 @@ def tridiagonal(alpha: Tensor, beta: Tensor) -> Tensor:
     return torch.diag_embed(alpha) + torch.diag_embed(beta, 1) + torch.diag_embed(beta, -1)
 
 
-def _ritz(alpha: Tensor, beta: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The k largest eigenvalues of T, their eigenvectors (K, m, k), and the residuals beta_m |s_m| (K, k)."""
-    values, S = torch.linalg.eigh(tridiagonal(alpha, beta[:, :-1]))
-    values, S = values[:, -k:].flip(1), S[:, :, -k:].flip(2)
-    return values, S, beta[:, -1:] * S[:, -1].abs()
+def reject(q: Tensor, Q: Tensor) -> Tensor:
+    """q (K, p) without its components along the orthonormal rows of Q (K, m, p)."""
+    return torch.baddbmm(q[:, None], (Q @ q[:, :, None]).mT, Q, alpha=-1)[:, 0]
+
+
+def extreme_eigenpairs(
+    space: Krylov, k: int = 1, *, end: str = "top", tolerance: float = 1e-3, max_steps: int = 200
+) -> Ritz:
+    """The k largest eigenvalues in falling order (`end` top), or the k smallest in rising order (bottom).
+
+    A small residual certifies that *an* eigenvalue was found, not that it is the extreme one: an unlucky start hides
+    the first for some steps; and a residual that is small against the spectrum may be large against a narrow gap. Half
+    as many steps again are therefore taken after an operator has converged, and again if its values moved meanwhile.
+
+    Args:
+        space: is grown as far as needed; what was there before does not change the result.
+        k: how many.
+        end: of the spectrum.
+        tolerance: of the residual, relative to the largest |value| among the k, or to FLOOR of the largest of all; the
+            value's error is about its square over the relative gap.
+        max_steps: products at most; fewer where p is smaller.
+    Source: Golub & Van Loan 2013, section 10.3; Parlett 1980, sections 6.9 and 13.2.
+    """
+    K, p = space.start.shape
+    limit = min(max_steps, p)
+    done = torch.full((K,), limit)  # the step at which each operator's result is read
+    sure, still = torch.zeros(K, dtype=torch.bool), max(10 * tolerance**2, 100 * torch.finfo(space.start.dtype).eps)
+    then = torch.full((K, min(k, limit)), torch.inf, dtype=torch.float64)  # values at convergence
+    j = 0
+    while j < limit and not bool(sure.all()):
+        j += 1
+        if j > space.size:
+            space.grow()
+        due = done == j  # the steps after convergence are taken: did they bring anything up?
+        if not (bool(due.any()) or (j > k and (j - k) % max(1, k // 10) == 0)):  # eigh is of cubic cost
+            continue
+        values, _, residuals = (t.cpu() for t in space.eigh(j))
+        own, wrong = _end(values, k, end), _end(residuals, k, end)
+        scale = torch.maximum(own.abs().amax(1), FLOOR * values.abs().amax(1))[:, None]
+        converged = (wrong <= tolerance * scale).all(1) & (j > k)
+        stays = ((own - then[:, : own.shape[1]]).abs() <= still * scale).all(1)
+        sure |= due & stays
+        done[due & ~sure], then[due & ~sure] = limit, torch.inf  # they moved: all over again
+        now = converged & ~sure & then.isinf().any(1)
+        done[now] = min(limit, j + max(4, j // 2))
+        then[now] = own[now]
+    parts, found = [], dict[int, tuple[Tensor, Tensor, Tensor]]()
+    for row, at in enumerate(done.clamp_max(space.size).tolist()):
+        if at not in found:
+            found[at] = space.eigh(at)
+        values, S, residuals = found[at]
+        vectors = _end(S[row].mT[None], min(k, at), end, 1)[0].to(space.start.dtype) @ space.basis(at)[row]
+        parts.append((_end(values[row : row + 1], k, end)[0], _end(residuals[row : row + 1], k, end)[0], vectors))
+    values, residuals, vectors = (torch.stack(side) for side in zip(*parts, strict=True))
+    return Ritz(values, residuals, vectors, int(done.clamp_max(space.size).max()))
+
+
+def _end(t: Tensor, k: int, end: str, dim: int = 1) -> Tensor:
+    """The last k entries in falling order, or the first k."""
+    k = min(k, t.shape[dim])
+    return t.narrow(dim, t.shape[dim] - k, k).flip(dim) if end == "top" else t.narrow(dim, 0, k)
+
+
+def top_eigenpairs(
+    A: Product, start: Tensor, k: int = 1, *, tolerance: float = 1e-3, max_steps: int = 200, rng: torch.Generator
+) -> Ritz:
+    """The k largest eigenvalues of each operator, with their multiplicity.
+
+    One start finds one vector of each eigenspace. For k > 1 another process therefore searches the complement of what
+    was found, until it finds nothing larger there.
+
+    Args:
+        A: (K, p) -> (K, p).
+        start: (K, p), rows not zero.
+        k: how many.
+        tolerance: see `extreme_eigenpairs`.
+        max_steps: products at most of each process.
+        rng: draws the other starts.
+    Returns: eigenvalues in falling order; a residual above tolerance says that it did not converge.
+    """
+    return with_copies(Krylov(A, start, rng), k, tolerance=tolerance, max_steps=max_steps)
+
+
+def with_copies(space: Krylov, k: int, *, tolerance: float, max_steps: int) -> Ritz:
+    """`top_eigenpairs` from a process that has begun."""
+    found = extreme_eigenpairs(space, k, tolerance=tolerance, max_steps=max_steps)
+    (K, p), steps = space.start.shape, found.steps
+    converged = (found.residuals <= tolerance * found.values.abs().amax(1, keepdim=True)).all(1)
+    if k == 1 or found.steps == p or not bool(converged.any()):  # if it is p, all is searched already
+        return found
+    rng = torch.Generator().manual_seed(int(torch.randint(2**31, (1,), generator=space.rng)))
+    for _ in range(k):
+        V = found.vectors
+        fresh = torch.randn(p, generator=rng, dtype=V.dtype).to(V.device).expand(K, p)
+        inside = Krylov(lambda v, V=V: reject(space.A(v), V), reject(reject(fresh, V), V), rng)  # type: ignore[misc]
+        more = extreme_eigenpairs(inside, k, tolerance=tolerance, max_steps=min(max_steps, p - k))
+        steps += more.steps
+        values = torch.cat([found.values, more.values], 1)
+        best = values.topk(k, 1).indices
+        missed = (best >= k) & (values.gather(1, best) > found.values[:, -1:] + tolerance * found.values[:, :1].abs())
+        if not bool(missed.any()):
+            break
+        residuals, vectors = torch.cat([found.residuals, more.residuals], 1), torch.cat([V, more.vectors], 1)
+        found = Ritz(values.gather(1, best), residuals.gather(1, best), _rows(vectors, best), steps)
+    return Ritz(found.values, found.residuals, found.vectors, steps)
+
+
+def _rows(t: Tensor, index: Tensor) -> Tensor:
+    return t.gather(1, index[:, :, None].expand(-1, -1, t.shape[2]))
+
+
+def lanczos_quadrature(A: Product, start: Tensor, steps: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Nodes and weights (K, steps) of Gauss quadrature for the spectrum as seen from `start`.
+
+    sum_j weight_j f(node_j) = v^T f(A) v for polynomials f of degree < 2 steps, v = start / |start|: the weights are
+    squares of the *first* entries of T's eigenvectors. The mean over random v is (1/p) tr f(A).
+
+    Args:
+        A: (K, p) -> (K, p).
+        start: (K, p).
+        steps: products; fewer where p is smaller.
+        rng: for spaces that close early: what comes after has no weight.
+    Source: Golub & Meurant 2010, section 6; Ubaru, Chen & Saad 2017.
+    """
+    space = Krylov(A, start, rng)
+    for _ in range(min(steps, start.shape[1])):
+        space.grow()
+    nodes, S, _ = space.eigh(space.size)
+    return nodes, S[:, 0].square()
+
+
+def hutchpp(A: Product, like: Tensor, probes: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Diagonal terms that add up to the trace of each operator: what A does in the space that it stretches most, exactly,
+    and Hutchinson's estimate on its complement.
+
+    Args:
+        A: (K, p) -> (K, p).
+        like: (K, p), for shape, type and device.
+        probes: products; a third of them each find the space, are exact in it, and probe the rest.
+        rng: of the vectors, common to all operators.
+    Returns: the exact part, its terms by coordinate (K, p), and those of each probe of the rest (K, probes // 3, p),
+        both in float64: sums over some coordinates are the traces of those blocks.
+    Source: Meyer, Musco, Musco & Woodruff 2021, algorithm 1.
+    """
+    K, p = like.shape
+    third = max(1, probes // 3)
+    if third >= p:
+        eye = torch.eye(p, dtype=like.dtype, device=like.device)
+        diagonal = torch.stack([A(e.expand(K, p).contiguous())[:, i] for i, e in enumerate(eye)], 1)
+        return diagonal.double(), like.new_zeros(K, 2, p, dtype=torch.float64)
+    S, G = (signs(like, third, rng) for _ in range(2))
+    Q = torch.linalg.qr(torch.stack([A(s) for s in S.unbind(1)], 2))[0].mT.contiguous()  # (K, third, p)
+    inside = sum((q * A(q)).double() for q in (Q[:, i].contiguous() for i in range(third)))
+    rest = []
+    for g in G.unbind(1):
+        g = reject(g, Q)
+        Ag = A(g)
+        rest.append((g * reject(Ag, Q)).double())
+    return inside, torch.stack(rest, 1)
+
+
+def signs(like: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    """Rademacher vectors (K, count, p), the same for all K."""
+    drawn = torch.randint(0, 2, (count, like.shape[1]), generator=rng) * 2 - 1
+    return drawn.to(like).expand(len(like), -1, -1)
 
 
 def conjugate_gradients(
     A: Product, b: Tensor, *, tolerance: float = 1e-6, max_steps: int = 500
 ) -> tuple[Tensor, Tensor, int]:
-    """Solve A x = b for K positive definite operators at once.
+    """Solve A x = b for K positive definite operators at once, for one right-hand side or several.
 
     Args:
-        A: (K, p) -> (K, p).
-        b: (K, p).
-        tolerance: of |b - A x| / |b|; a row that has reached it is left alone.
+        A: takes what b is, to the same shape.
+        b: (K, p) or (K, p, v).
+        tolerance: of |b - A x| / |b|; a system that has reached it is left alone.
         max_steps: products at most.
-    Returns: x (K, p), relative residuals (K,) in float64, products used.
+    Returns: x like b, relative residuals (K,) or (K, v) in float64, products used.
     Source: Hestenes & Stiefel 1952.
     """
     x, r, d = torch.zeros_like(b), b.clone(), b.clone()

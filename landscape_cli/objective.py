@@ -194,6 +194,14 @@ class Objective:
 
         return product
 
+    def tangents(self, theta: Tensor, v: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Logits z (K, B, C), their change J v along v (K, p), and labels (K, B), chunk by chunk; no gradient."""
+        params, along = self.unflatten(theta), self.unflatten(v)
+        for x, y in self.chunks(CACHE):
+            with torch.no_grad(), fwAD.dual_level():
+                z, change = fwAD.unpack_dual(self.network(moving(params, along), self.buffers, x))
+                yield z, torch.zeros_like(z) if change is None else change, y.expand(len(z), -1)
+
     def fisher_product(self, theta: Tensor) -> Product:
         """The function v -> F v, (K, p) -> (K, p), with the true Fisher information F = (1/n) sum_i J_i^T S_i J_i.
 

@@ -16,6 +16,7 @@ from landscape_cli import fisher, linalg, samples
 from landscape_cli.network import piecewise_linear
 from landscape_cli.objective import Objective, sample_losses
 
+DENSE = 2000  # parameters up to which the Hessian is formed
 GRAM_SAMPLES = 4096  # up to here the Gram matrix of single-sample gradients is formed, n^2 float64 numbers a minimum
 GRAM_MEMORY = 2**29  # bytes that one run may take on the way to it
 STATUS = ("ok", "not_converged", "undefined", "unresolved", "failed")
@@ -269,13 +270,81 @@ class Point:
         return fisher.fisher_diagonal(self.train, self.theta)
 
     @shared
-    def ritz(self, k: int, tolerance: float, max_steps: int, seed: int) -> linalg.Ritz:
-        """The k largest eigenpairs of the Hessian of the training loss, from one start for all minima."""
+    def krylov(self, seed: int) -> linalg.Krylov:
+        """The Lanczos process of the Hessian of the training loss, from one start for all minima; grown on demand."""
         rng = torch.Generator().manual_seed(seed)
         start = torch.randn(self.theta.shape[1], generator=rng, dtype=self.theta.dtype).to(self.theta.device)
         H = self.train.hessian_product(self.theta)
-        start = start.expand_as(self.theta).contiguous()
-        return linalg.top_eigenpairs(H, start, k, tolerance=tolerance, max_steps=max_steps, rng=rng)
+        return linalg.Krylov(H, start.expand_as(self.theta).contiguous(), rng)
+
+    @shared
+    def ritz(self, k: int, tolerance: float, max_steps: int, seed: int) -> linalg.Ritz:
+        """The k largest eigenpairs of the Hessian of the training loss."""
+        return linalg.with_copies(self.krylov(seed), k, tolerance=tolerance, max_steps=max_steps)
+
+    @shared
+    def bottom(self, tolerance: float, max_steps: int, seed: int) -> linalg.Ritz:
+        """The smallest eigenpair of the Hessian of the training loss, out of the same process."""
+        return linalg.extreme_eigenpairs(self.krylov(seed), end="bottom", tolerance=tolerance, max_steps=max_steps)
+
+    @shared
+    def hessian(self) -> Tensor:
+        """The Hessian of the training loss as a matrix (K, p, p), float64, for small nets; column by column."""
+        K, p = self.theta.shape
+        H = self.train.hessian_product(self.theta)
+        eye = torch.eye(p, dtype=self.theta.dtype, device=self.theta.device)
+        dense: Tensor = torch.stack([H(e.expand(K, p).contiguous()) for e in eye], 1).double()
+        return (dense + dense.mT) / 2
+
+    @shared
+    def spectrum(self) -> Tensor:
+        """All eigenvalues of the Hessian (K, p) in rising order, float64, for small nets."""
+        values: Tensor = torch.linalg.eigvalsh(self.hessian())
+        return values
+
+    @shared
+    def rest_trace(self, probes: int, seed: int) -> tuple[Tensor, Tensor] | None:
+        """Diagonal terms of tr (H - F) as `linalg.hutchpp` has them; None where they are 0, exact for small nets."""
+        if self.piecewise_linear and self.affine_in_each(seed):
+            return None
+        if self.theta.shape[1] <= DENSE:
+            rest = self.hessian().diagonal(dim1=1, dim2=2) - self.fisher_diagonal()
+            return rest, torch.zeros_like(rest)[:, None].expand(-1, 2, -1)
+        rng = torch.Generator().manual_seed(seed)
+        return linalg.hutchpp(self.train.hessian_product(self.theta, residual_part=True), self.theta, probes, rng)
+
+    def affine_in_each(self, seed: int) -> bool:
+        """Whether the logits are seen to be affine in single parameter tensors: v^T (H - F) v = 0 for a few random v.
+
+        On the first samples only: a layer that is not what it seems to be shows there too.
+        """
+        rng, few = torch.Generator().manual_seed(seed), self.train.subset(torch.arange(min(64, self.train.n)))
+        product, columns = few.hessian_product(self.theta, residual_part=True), list(self.train.columns.values())
+        for t in torch.randperm(len(columns), generator=rng)[:3].tolist():
+            v = torch.zeros_like(self.theta[:1], device="cpu")
+            v[:, columns[t]] = torch.randn(v[:, columns[t]].shape, generator=rng)
+            v = (v / v.norm()).to(self.theta).expand_as(self.theta)
+            if bool(((v * product(v)).double().sum(1).abs() > 1e-3 * self.fisher_traces().sum(1)).any()):
+                return False
+        return True
+
+    @shared
+    def hessian_square(self, probes: int, seed: int) -> tuple[Tensor, Tensor]:
+        """|H Q|_F^2 (K,) and |H (I - Q Q^T) v|^2 of each v (K, probes // 3), Hutch++ for tr H^2 by products with H."""
+        rng, third, H = torch.Generator().manual_seed(seed), probes // 3, self.train.hessian_product(self.theta)
+        S, G = (linalg.signs(self.theta, third, rng) for _ in range(2))
+        Q = torch.linalg.qr(torch.stack([H(s.contiguous()) for s in S.unbind(1)], 2))[0].mT.contiguous()
+        inside = torch.stack([H(q.contiguous()).double().square().sum(1) for q in Q.unbind(1)], 1).sum(1)
+        return inside, torch.stack([H(linalg.reject(g, Q)).double().square().sum(1) for g in G.unbind(1)], 1)
+
+    @shared
+    def quadrature(self, probes: int, steps: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Gauss nodes and weights (K, probes, steps) of the Hessian's spectrum, as random vectors see it; float64."""
+        rng, H = torch.Generator().manual_seed(seed), self.train.hessian_product(self.theta)
+        starts = linalg.signs(self.theta, probes, rng)
+        found = [linalg.lanczos_quadrature(H, v.contiguous(), steps, rng) for v in starts.unbind(1)]
+        nodes, weights = (torch.stack(side, 1) for side in zip(*found, strict=True))
+        return nodes, weights
 
     @shared
     def fisher_traces(self) -> Tensor:

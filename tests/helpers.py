@@ -211,7 +211,7 @@ class Quadratic:
 
     def __init__(self, H: Tensor, b: Tensor, o: Tensor | None = None, c: float = 1.0) -> None:
         self.H, self.b, self.o, self.c = H, b, torch.zeros_like(b) if o is None else o, c
-        self.y, self.like = torch.zeros(10, dtype=torch.long), {"theta": b}
+        self.y, self.n, self.like = torch.zeros(10, dtype=torch.long), 10, {"theta": b}
 
     def loss_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         d = theta - self.o

@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from landscape_cli.linalg import Ritz, conjugate_gradients, reject, top_eigenpairs, tridiagonal
+from landscape_cli.linalg import (
+    Krylov,
+    Product,
+    Ritz,
+    conjugate_gradients,
+    extreme_eigenpairs,
+    hutchpp,
+    lanczos_quadrature,
+    reject,
+    top_eigenpairs,
+    tridiagonal,
+)
 
 f64 = torch.float64
 
@@ -140,3 +151,98 @@ def test_conjugate_gradients_solve_many_systems(p: int, seed: int) -> None:
     few = conjugate_gradients(lambda v: torch.einsum("kij,kj->ki", A, v), b, tolerance=1e-14, max_steps=1)
     assert few[2] == 1
     assert p == 1 or float(few[1].max()) > 1e-14  # and says that it did not get there
+
+
+# ---- both ends, copies, and what was there before
+
+
+def product_of(A: Tensor) -> Product:
+    return lambda v: torch.einsum("kij,kj->ki", A, v)
+
+
+def space_of(A: Tensor, seed: int = 0) -> Krylov:
+    rng = torch.Generator().manual_seed(seed)
+    return Krylov(product_of(A), torch.randn(A.shape[:2], generator=rng, dtype=A.dtype), rng)
+
+
+def test_the_bottom_of_the_spectrum_out_of_the_same_process() -> None:
+    spectra = [torch.linspace(-1, 2, 80), torch.cat([torch.tensor([-0.01]), torch.zeros(70), torch.linspace(1, 9, 9)])]
+    A = torch.stack([symmetric(s, i) for i, s in enumerate(spectra)])
+    space = space_of(A)
+    top = extreme_eigenpairs(space)
+    low = extreme_eigenpairs(space, 2, end="bottom", tolerance=1e-6)
+    due = torch.linalg.eigvalsh(A)
+    assert_close(low.values, due[:, :2], rtol=1e-7, atol=1e-9)
+    assert_close(low.vectors @ A.mT, low.values[..., None] * low.vectors, rtol=0, atol=1e-5)
+    again = extreme_eigenpairs(space_of(A))  # what the space has grown to meanwhile changes nothing
+    assert torch.equal(extreme_eigenpairs(space).values, again.values)
+    assert torch.equal(top.vectors, again.vectors)
+
+
+@pytest.mark.parametrize("p", [60, 400])
+def test_repeated_eigenvalues_come_as_often_as_they_are(p: int) -> None:
+    spectra = [
+        torch.cat([torch.tensor([5.0, 5.0, 5.0, 2.0]), torch.linspace(0, 1, p - 4)]),
+        torch.cat([torch.tensor([5.0, 4.0, 4.0, 4.0]), torch.linspace(0, 1, p - 4)]),
+    ]
+    A = torch.stack([symmetric(s, i) for i, s in enumerate(spectra)])
+    found = find(A, 4, tolerance=1e-6)
+    assert_close(found.values, torch.stack(spectra).double()[:, :4], rtol=1e-8, atol=0)
+    assert_close(found.vectors @ found.vectors.mT, torch.eye(4, dtype=f64).expand(2, -1, -1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("apart", [1e-3, 1e-4])
+def test_two_top_eigenvalues_close_together_are_told_apart_or_doubted(apart: float) -> None:
+    """The residual is small long before the two are: the value has to stand still, too."""
+    p, wrong = 300, 0
+    spectrum = torch.cat([torch.tensor([1.0, 1 - apart], dtype=f64), torch.linspace(0, 0.9, p - 2, dtype=f64)])
+    A = torch.diag(spectrum)[None]
+    for seed in range(25):
+        found = find(A, seed=seed, tolerance=apart)
+        wrong += abs(float(found.values) - 1) > 0.02 * apart and float(found.residuals) <= apart
+    assert wrong == 0
+
+
+def test_quadrature_of_a_known_spectrum() -> None:
+    """Weights are squares of first entries; with the whole eigenvector matrix each node would weigh 1/m."""
+    spectrum = torch.cat([torch.tensor([10.0]), torch.zeros(150), torch.linspace(-1, 1, 49)])
+    A = symmetric(spectrum, 0)[None]
+    v = torch.randn(1, 200, generator=torch.Generator().manual_seed(1), dtype=f64)
+    nodes, weights = lanczos_quadrature(product_of(A), v, 12, torch.Generator())
+    u = v / v.norm()
+    assert float(weights.sum()) == pytest.approx(1, rel=1e-12)
+    for power in range(1, 24):  # exact for degrees below 2 * 12
+        due = float(u @ torch.linalg.matrix_power(A[0], power) @ u.T)
+        assert float((weights * nodes**power).sum()) == pytest.approx(due, rel=1e-8, abs=1e-9), power
+    assert float(weights[0, -1]) == pytest.approx(float((torch.linalg.eigh(A[0])[1][:, -1] @ u[0]) ** 2), rel=1e-6)
+
+
+def test_hutchpp_is_exact_for_few_eigenvalues_and_honest_for_many() -> None:
+    low = symmetric(torch.cat([torch.tensor([3.0, -2.0, 1.0]), torch.zeros(57)]), 0)
+    full = symmetric(torch.linspace(-1, 2, 60), 3)
+    A, like = torch.stack([low, full]), torch.zeros(2, 60, dtype=f64)
+    parts = torch.tensor([float(a[:20, :20].trace()) for a in A], dtype=f64)
+    found, blocks = [], []
+    for seed in range(200):
+        inside, drawn = hutchpp(product_of(A), like, 24, torch.Generator().manual_seed(seed))
+        found.append(torch.cat([inside.sum(1)[:, None], drawn.sum(2)], 1))
+        blocks.append(inside[:, :20].sum(1) + drawn[:, :, :20].sum(2).mean(1))
+    each = torch.stack(found)  # (seeds, 2, 1 + D)
+    value, error = each[:, :, 0] + each[:, :, 1:].mean(2), each[:, :, 1:].std(2) / 8**0.5
+    assert_close(value[:, 0], torch.full((200,), 2.0, dtype=f64), rtol=1e-10, atol=0)
+    truth = float(full.trace())
+    assert 0.9 <= ((value[:, 1] - truth).abs() < 2.4 * error[:, 1]).double().mean() <= 0.995
+    assert abs(float(value[:, 1].mean()) - truth) < 4 * float(value[:, 1].std()) / 200**0.5
+    mean, spread = torch.stack(blocks).mean(0), torch.stack(blocks).std(0) / 200**0.5
+    assert ((mean - parts).abs() < 4 * spread + 1e-9).all()
+    tiny = hutchpp(product_of(A[:, :4, :4]), like[:, :4], 24, torch.Generator())
+    assert_close(tiny[0], A[:, :4, :4].diagonal(dim1=1, dim2=2))
+    assert not tiny[1].any()
+
+
+def test_many_right_hand_sides_are_solved_at_once() -> None:
+    A = torch.stack([symmetric(torch.linspace(1, 50, 30), s) for s in (0, 1)])
+    B = torch.randn(2, 30, 4, generator=torch.Generator().manual_seed(0), dtype=f64)
+    x, residuals, _ = conjugate_gradients(lambda v: A @ v, B, tolerance=1e-10)
+    assert residuals.shape == (2, 4)
+    assert_close(x, torch.linalg.solve(A, B), rtol=1e-8, atol=1e-9)

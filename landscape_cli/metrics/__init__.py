@@ -9,24 +9,32 @@ from landscape_cli.metrics import (  # noqa: I001  # table order
     scatter,
     ewc,
     curvature,
+    spectrum,
+    relative,
     sharpness,
     norms,
+    margins,
+    baselines,
 )
 from landscape_cli.point import Estimate, Point, exact, over_draws
 
 __all__ = [
     "Estimate",
     "Point",
+    "baselines",
     "contrast",
     "curvature",
     "ewc",
     "exact",
     "gradients",
     "kl",
+    "margins",
     "norms",
     "over_draws",
     "prediction",
     "regret",
+    "relative",
     "scatter",
     "sharpness",
+    "spectrum",
 ]

@@ -10,15 +10,19 @@ from torch import Tensor
 
 from landscape_cli.linalg import top_eigenpairs
 from landscape_cli.objective import residuals
-from landscape_cli.point import Estimate, Point
+from landscape_cli.point import DENSE, Estimate, Point
 from landscape_cli.registry import Count, Natural, Positive, metric
 from landscape_cli.samples import sample_gradients
 
-DENSE = 2000  # parameters up to which the Hessian is formed
 MEMORY = 2**24  # numbers of sample gradients at once
 
 
-@metric(invariant="permutation", source="Takeuchi 1976; Thomas et al. 2020; ours, docs/essay.md")
+@metric(
+    invariant="permutation",
+    source="Takeuchi 1976; Thomas et al. 2020; ours, docs/essay.md",
+    direction="none",
+    cost="p Hessian products up to 2000 parameters, else up to 2000; every sample gradient",
+)
 def minima_scatter(
     at: Point,
     *,
@@ -41,7 +45,9 @@ def minima_scatter(
         seed: of the Lanczos start.
     Returns: (K,), in nats; exact up to the solver; not_converged where more than k eigenvalues count.
     """
-    found = [_of_one(at, i, H, cutoff, k, tolerance, max_steps, seed) for i, H in enumerate(_hessians(at))]
+    K, p = at.theta.shape
+    hessians = at.hessian() if p <= DENSE else [None] * K
+    found = [_of_one(at, i, H, cutoff, k, tolerance, max_steps, seed) for i, H in enumerate(hessians)]
     numbers = torch.tensor(found, dtype=torch.float64, device=at.theta.device)
     value, residual, count, short = numbers.unbind(1)
     estimate = Estimate(value, torch.zeros_like(value), at.train.n, residual=residual)
@@ -49,17 +55,6 @@ def minima_scatter(
     why = f"more than k={k} eigenvalues count, or a residual is above tolerance={tolerance:g}: raise k and max_steps"
     bad = (count > 0) & ((short > 0) | (residual > tolerance))
     return estimate.not_converged(bad, why).undefined(count == 0, "no positive curvature found")
-
-
-def _hessians(at: Point) -> list[Tensor | None]:
-    """The Hessian of each minimum (p, p) where it is small enough to be formed, column by column."""
-    K, p = at.theta.shape
-    if p > DENSE:
-        return [None] * K
-    H = at.train.hessian_product(at.theta)
-    columns = [H(e.expand(K, p).contiguous()) for e in torch.eye(p, dtype=at.theta.dtype, device=at.theta.device)]
-    dense = torch.stack(columns, 1).double()
-    return list((dense + dense.mT) / 2)
 
 
 def _of_one(
