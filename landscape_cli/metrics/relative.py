@@ -115,7 +115,8 @@ def _fisher_part(at: Objective, theta: Tensor, name: str, W: Tensor) -> Tensor:
 def _squares(g: Tensor, W: Tensor) -> Tensor:
     """Sum over samples of |W^T G|_F^2 for gradients of the weight (K, B, out in)."""
     G = g.double().unflatten(2, W.shape[1:])  # (K, B, out, in)
-    return (W[:, None].mT @ G).square().sum((1, 2, 3))
+    total: Tensor = (W[:, None].mT @ G).square().sum((1, 2, 3))
+    return total
 
 
 def _rest(at: Point, name: str, W: Tensor, probes: int, seed: int) -> Tensor:

@@ -41,7 +41,7 @@ def spectral_density(
         points: of the table, eigenvalue, density and its standard error, kept as tables/spectral_density.csv.
         width: s, as a share of the range of the spectrum: what the table resolves.
         seed: of the probes.
-    Returns: rows of (K,): moment=mean, tr H / p, in nats per squared length; moment=variance, its square;
+    Returns: (K,), three rows: moment=mean, tr H / p, in nats per squared length; moment=variance, its square;
         negative=mass, the share of eigenvalues below -width of the largest |eigenvalue|, in units of 1: nearer to 0 few
         steps do not tell signs. Standard errors over probes.
     """
@@ -85,4 +85,5 @@ def _table(nodes: Tensor, weights: Tensor, points: int, width: float) -> dict[st
 def _smooth(nodes: Tensor, weights: Tensor, x: Tensor, s: float) -> Tensor:
     """sum_j weight_j N(x; node_j, s^2) for each probe, (D, m) -> (D, points)."""
     bells = torch.exp(-(((x[:, None, None] - nodes) / s) ** 2) / 2) / (s * (2 * torch.pi) ** 0.5)
-    return (bells * weights).sum(2).mT
+    density: Tensor = (bells * weights).sum(2).mT
+    return density
