@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -329,15 +330,31 @@ def shelf(rows: list[dict[str, Any]], verbose: bool) -> None:
             _add(view, [row["name"], row["summary"]])
         out.print(view)
         return
+    from landscape_cli.registry import DIRECTIONS
+    from landscape_cli.yamlmarks import flow
+
+    below = (0, 0, 1, 2)  # an empty line, and an indent
     for row in rows:
         out.print(Text(row["name"], style="bold"))
-        docs = row.get("docs") or row["summary"]
-        out.print(Text("\n".join("  " + line for line in docs.splitlines())))
-        facts = {k: row[k] for k in ("settings", "required", "invariant", "source", "default") if row.get(k)}
-        for key, value in facts.items():
-            text = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-            out.print(Text(f"  {key}: {safe(text)}", style="dim"))
-        out.print()
+        out.print(Padding(Text(safe(row.get("text") or row["summary"])), below, expand=False))
+        if row.get("options"):
+            view = _table("setting", "type", "default", "meaning")
+            view.padding, view.columns[1].max_width, view.columns[2].max_width = (0, 2, 0, 0), 22, 18
+            for o in row["options"]:
+                default = flow(o["default"]) if "default" in o else "required"
+                several = ", a row each" if default[0] == "[" and not o["type"].startswith("list") else ""
+                _add(view, [o["name"], o["type"], default + several, o["meaning"]])
+            out.print(Padding(view, below, expand=False))
+        told = {k: row.get(k, "") for k in ("value", "direction", "cost", "invariant", "source", "default")}
+        told["direction"] = DIRECTIONS.get(told["direction"], "")
+        told["invariant"] = told["invariant"].replace(",", ", ")
+        told["default"] = {True: "measured by default", False: "by name, or with metrics: all"}.get(told["default"], "")
+        facts = Table.grid(padding=(0, 2, 0, 0))
+        for key, value in told.items():
+            if value:
+                facts.add_row(Text(key, style="bold"), Text(safe(value)))
+        if facts.rows:
+            out.print(Padding(facts, below, expand=False))
 
 
 def origins(values: list[tuple[str, Any, str]]) -> None:

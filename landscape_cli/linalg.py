@@ -225,8 +225,8 @@ def lanczos_quadrature(A: Product, start: Tensor, steps: int, rng: torch.Generat
 
 
 def hutchpp(A: Product, like: Tensor, probes: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Diagonal terms that add up to the trace of each operator: what A does in the space that it stretches most, exactly,
-    and Hutchinson's estimate on its complement.
+    """Diagonal terms that add up to the trace of each operator: exact in the space that it stretches most, and
+    Hutchinson's estimate on its complement.
 
     Args:
         A: (K, p) -> (K, p).
@@ -248,9 +248,8 @@ def hutchpp(A: Product, like: Tensor, probes: int, rng: torch.Generator) -> tupl
     inside = sum((q * A(q)).double() for q in (Q[:, i].contiguous() for i in range(third)))
     rest = []
     for g in G.unbind(1):
-        g = reject(g, Q)
-        Ag = A(g)
-        rest.append((g * reject(Ag, Q)).double())
+        g = reject(g, Q)  # E g g^T = I - Q Q^T
+        rest.append((g * A(g)).double())
     return inside, torch.stack(rest, 1)
 
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le, Lt
 
 from landscape_cli.errors import Fault
 
@@ -30,7 +32,14 @@ NonNegative = Annotated[float, Ge(0)]
 
 Kind = Literal["model", "dataset", "metric"]
 Invariance = Literal["none", "permutation", "global", "scale", "filter", "smooth", "output"]
+Direction = Literal["sharp", "flat", "none"]
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+DIRECTIONS: dict[str, str] = {
+    "sharp": "large means sharp",
+    "flat": "large means flat",
+    "none": "large means neither sharp nor flat",
+}
 
 
 @dataclass(frozen=True)
@@ -163,13 +172,68 @@ KINDS: dict[str, Kind] = {"models": "model", "datasets": "dataset", "metrics": "
 
 def describe(entry: Entry) -> dict[str, Any]:
     """What `landscape list` says of an entry: name, summary, settings with defaults, and what its decorator states."""
+    parts = told(entry)
     about: dict[str, Any] = {"name": entry.name, "summary": entry.summary, "settings": entry.defaults}
     required = [k for k, f in entry.settings.model_fields.items() if f.is_required()]
     if required:
         about["required"] = required
+    about["options"] = [
+        {"name": p.name, "type": type_of(p.annotation), "meaning": parts.get(p.name, "")}
+        | ({"default": entry.defaults[p.name]} if p.name in entry.defaults else {})
+        for p in inspect.signature(entry.function, eval_str=True).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    ]
     if entry.kind == "metric":
-        told = {k: ",".join(v) for k, v in claims(entry).items()}
-        about["invariant"] = told[""] if "" in told else "; ".join(f"{k}: {v}" for k, v in told.items())
-        about |= {k: entry.facts[k] for k in ("source", "default")}
+        stated = {k: ",".join(v) for k, v in claims(entry).items()}
+        about["value"] = parts.get("Returns", "").removeprefix("(K,), ")
+        about["invariant"] = stated[""] if "" in stated else "; ".join(f"{k}: {v}" for k, v in stated.items())
+        about |= {k: entry.facts[k] for k in ("direction", "cost", "source", "default")}
+    elif "Source" in parts:
+        about["source"] = parts["Source"]
+    about["text"] = parts[""]
     about["docs"] = inspect.getdoc(entry.function) or ""
     return about
+
+
+def told(entry: Entry) -> dict[str, str]:
+    """What the docstring says, each part as flowing text, with line breaks between paragraphs only.
+
+    Returns: each argument under its name, `Returns` and the like under theirs, what comes before them all under "".
+    """
+    parts: dict[str, list[str]] = {"": []}
+    name, within = "", False
+    for line in (inspect.getdoc(entry.function) or "").splitlines():
+        heading = re.match(r"(Args|Returns|Raises|Source|Example):\s*", line)
+        start = heading or (re.match(r" {4}(\w+): ", line) if within else None)
+        if start:
+            name, line = start[1], line[start.end() :]
+            within = name == "Args" if heading else within
+            parts[name] = []
+        parts[name].append(line.strip())
+    return {key: re.sub(r"(?<=\S)\n(?=\S)", " ", "\n".join(lines)).strip() for key, lines in parts.items()}
+
+
+def type_of(annotation: Any) -> str:
+    """A setting's type and bounds as its user writes them: `int >= 1`, `paper | converged`, `list of float > 0`."""
+    if get_origin(annotation) is Annotated:
+        kind, *bounds = get_args(annotation)
+        signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+        limits = [f"{signs[k]} {v:g}" for b in bounds for k, v in _limits(b).items()]
+        return f"{type_of(kind)} {' and '.join(limits)}".rstrip()
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(str, get_args(annotation)))
+    if get_origin(annotation) is list:
+        return f"list of {type_of(get_args(annotation)[0])}"
+    if members := get_args(annotation):
+        return " | ".join(map(type_of, members))
+    if annotation is NoneType:
+        return "null"
+    return {bool: "true | false", str: "text"}.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _limits(bound: Any) -> dict[str, float]:
+    """What a bound of annotated_types or of a pydantic field says."""
+    found = [bound, *getattr(bound, "metadata", ())]
+    return {
+        k: getattr(b, k) for b in found for t, k in ((Ge, "ge"), (Gt, "gt"), (Le, "le"), (Lt, "lt")) if isinstance(b, t)
+    }

@@ -6,22 +6,26 @@ import inspect
 import re
 from dataclasses import replace
 from functools import cache
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import pytest
 import torch
+from annotated_types import Gt, Le
 from helpers import objective
+from pydantic import Field
 from torch.testing import assert_close
 
+from landscape_cli import console
 from landscape_cli.objective import Objective
 from landscape_cli.point import STATUS, Estimate, Point
-from landscape_cli.registry import REGISTRY, Invariance, claims, load_plugins
+from landscape_cli.registry import DIRECTIONS, REGISTRY, Direction, Invariance, claims, describe, load_plugins, type_of
 
 load_plugins([])
 METRICS = {n: e for n, e in REGISTRY["metric"].items() if e.function.__module__.startswith("landscape_cli.metrics")}
 f64 = torch.float64
 COUNT, SAMPLES = 4, 40
 CHEAP = {"partitions": 6, "minibatches": 8, "probes": 8, "draws": 8, "samples": 30}
+CHEAP |= {"directions": 8, "chains": 3, "burn_in": 8}
 SLOW = {"regret_exact", "regret_kl_exact"}  # where only a solution that did not converge is cheap
 
 
@@ -99,7 +103,8 @@ def test_shapes_types_and_states(name: str, net: str) -> None:
 @pytest.mark.parametrize("name", METRICS)
 @pytest.mark.parametrize("net", ["relu", "layernorm"])
 def test_a_minimum_alone_has_the_value_that_it_has_in_a_stack(name: str, net: str) -> None:
-    tight = {"tolerance": 1e-6, "max_steps": 500} if "tolerance" in METRICS[name].defaults and name not in SLOW else {}
+    own = METRICS[name].defaults.keys() if name not in SLOW else {}
+    tight = {k: v for k, v in {"tolerance": 1e-6, "max_steps": 500}.items() if "tolerance" in own and k in own}
     for settings in settings_of(name, **tight):
         together = run(name, point(net), settings)
         for k in (0, COUNT - 1):
@@ -141,6 +146,10 @@ def test_docstring_and_facts(name: str) -> None:
     assert doc.split("\n")[1:2] in ([], [""])  # one line, then a blank
     described = re.findall(r"^    (\w+): \S", doc, re.MULTILINE)
     assert described == ["at", *entry.settings.model_fields]
+    for option in describe(entry)["options"]:
+        assert len(option["meaning"]) > 4 and option["meaning"].endswith(".")
+        assert re.sub(r"\s+", " ", doc).count(f"{option['name']}: {option['meaning']}") == 1
+        assert re.fullmatch(r"(list of )?(int|float) (>=?|<=?) \d.*|true \| false|text|\w+( \| \w+)+.*", option["type"])
     returns = re.search(r"^Returns: \(K,\),(?P<what>.*)", doc, re.MULTILINE | re.DOTALL)
     assert returns
     assert re.search(r"nats|between|per cent|units", returns["what"]), returns["what"]
@@ -154,6 +163,42 @@ def test_docstring_and_facts(name: str) -> None:
         "dict[str, Estimate]",
         "Estimate | dict[str, Estimate]",
     )
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_direction_and_cost_are_stated(name: str) -> None:
+    about = describe(METRICS[name])
+    assert about["direction"] in get_args(Direction) == tuple(DIRECTIONS)
+    assert re.fullmatch(r"\S.{4,110}[^.\s]", about["cost"]), about["cost"]
+
+
+def test_the_verbose_list_says_all_of_a_metric(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    every = [describe(entry) for entry in METRICS.values()]
+    for about in every:
+        console.shelf([about], verbose=True)
+        lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+        assert lines[0] == about["name"] and max(map(len, lines)) <= 100
+        rows = {line.split()[0]: line for line in lines[2:] if line.strip()}
+        if about["direction"]:
+            assert rows["direction"].endswith(DIRECTIONS[about["direction"]])
+        assert rows.keys() >= {"source", "invariant", "default", "value"}
+        said = "".join("".join(lines).split())
+        for text in (about["text"], about["cost"], about["source"], about["value"]):
+            assert "".join(text.split()) in said
+        words = " ".join(lines).split()
+        for option in about["options"]:
+            assert option["name"] in rows
+            assert set(f"{option['type']} {option['meaning']}".split()) <= set(words)
+
+
+def test_types_of_settings_in_words() -> None:
+    assert type_of(list[Annotated[float, Gt(0), Le(1)]]) == "list of float > 0 and <= 1"
+    assert type_of(Annotated[int, Field(ge=3)] | None) == "int >= 3 | null"
+    assert type_of(Literal["a", "b"]) == "a | b"
+    assert (type_of(bool), type_of(str), type_of(float)) == ("true | false", "text", "float")
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -34,6 +34,12 @@ CLAIMS = {
     "blocks=layer": "permutation,scale",
     "blocks=kernel": "permutation,filter",
 }
+OURS = "ours, docs/essay.md"
+ROWS = "C - 1 backward passes, inner products of their n (C - 1) rows"
+GRAM = "inner products of all sample gradients, shared for blocks=none"
+LANCZOS = "10 to 40 Hessian products a minibatch and block"
+CLIMB = "10 to 200 gradients a minibatch and block"
+PRODUCTS = "64 Hessian products of every sample, a layer; for piecewise linear nets as contrast_fisher in blocks"
 
 
 Functional = Callable[[Block, Tensor], tuple[Tensor, Tensor]]
@@ -92,7 +98,7 @@ def _by_rows(at: Point, blocks: Blocks, minibatch_size: int, empirical: bool) ->
     return estimate
 
 
-@metric(invariant=CLAIMS, source="ours, docs/essay.md", blocks=BLOCKS)
+@metric(invariant=CLAIMS, source=OURS, blocks=BLOCKS, direction="none", cost=ROWS)
 def contrast_fisher(at: Point, *, blocks: Blocks = "none", minibatch_size: Count = 1) -> Estimate:
     """Mean squared Frobenius norm of minibatch Fisher informations over that of F, E_b |F_b|_F^2 / |F|_F^2 >= 1.
 
@@ -105,7 +111,7 @@ def contrast_fisher(at: Point, *, blocks: Blocks = "none", minibatch_size: Count
     return _sized(at, minibatch_size) or _by_rows(at, blocks, minibatch_size, empirical=False)
 
 
-@metric(invariant=CLAIMS, source="ours, docs/essay.md", blocks=BLOCKS)
+@metric(invariant=CLAIMS, source=OURS, blocks=BLOCKS, direction="none", cost=GRAM)
 def contrast_fisher_empirical(at: Point, *, blocks: Blocks = "none", minibatch_size: Count = 1) -> Estimate:
     """The same with the empirical Fisher, mean_i K_ii^2 / mean_ij K_ij^2 for inner products K of sample gradients.
 
@@ -124,7 +130,7 @@ def contrast_fisher_empirical(at: Point, *, blocks: Blocks = "none", minibatch_s
     return _by_rows(at, blocks, minibatch_size, empirical=True)
 
 
-@metric(invariant=CLAIMS, source="ours, docs/essay.md; Hutchinson 1990", blocks=BLOCKS)
+@metric(invariant=CLAIMS, source=f"{OURS}; Hutchinson 1990", blocks=BLOCKS, direction="none", cost=PRODUCTS)
 def contrast_frobenius(
     at: Point, *, blocks: Blocks = "none", minibatch_size: Count = 1, probes: Count = 64, seed: Natural = 0
 ) -> Estimate:
@@ -263,7 +269,7 @@ def _rows(at: Objective, theta: Tensor, columns: Tensor) -> tuple[Block, Tensor]
     return Block(of, here, moving), here.gather(1, moving)
 
 
-@metric(invariant=CLAIMS, source="ours, docs/essay.md; Lanczos", blocks=["none", "layer"])
+@metric(invariant=CLAIMS, source=f"{OURS}; Lanczos", blocks=BLOCKS[:2], direction="none", cost=LANCZOS)
 def contrast_spectral(
     at: Point,
     *,
@@ -306,7 +312,7 @@ def contrast_spectral(
     return _over_partition(at, blocks, minibatch_size, seed, top, tolerance, why)
 
 
-@metric(invariant=CLAIMS, source="ours, docs/essay.md; Keskar et al. 2017", blocks=["none", "layer"])
+@metric(invariant=CLAIMS, source=f"{OURS}; Keskar et al. 2017", blocks=BLOCKS[:2], direction="none", cost=CLIMB)
 def contrast_sharpness(
     at: Point,
     *,

@@ -45,8 +45,8 @@ def hessian_top(
     if blocks == "layer":
         if k > 1:
             return nothing(at, f"blocks: layer gives the top eigenvalue of each block: k=1, not {k}")
-        found = {f"block={n}": _top_of_block(at, own, tolerance, max_steps, seed) for n, own in at.train.columns.items()}
-        return {n: _top(at, ritz, 0, tolerance, max_steps) for n, ritz in found.items()}
+        found = {n: _top_of_block(at, own, tolerance, max_steps, seed) for n, own in at.train.columns.items()}
+        return {f"block={n}": _top(at, ritz, 0, tolerance, max_steps) for n, ritz in found.items()}
     ritz = at.ritz(k, tolerance, max_steps, seed)
     rows = {f"rank={r + 1}": _top(at, ritz, r, tolerance, max_steps) for r in range(ritz.values.shape[1])}
     if vectors:
@@ -168,11 +168,11 @@ def hessian_trace(
     direction="sharp",
     cost="`probes` Hessian products; p of them, exactly, up to 2000 parameters",
 )
-def hessian_frobenius(at: Point, *, probes: Probes = 48, seed: Natural = 0) -> Estimate:
+def hessian_frobenius(at: Point, *, probes: Probes = 60, seed: Natural = 0) -> Estimate:
     """Frobenius norm of the Hessian of the training loss, |H|_F, the root of the sum of squared eigenvalues.
 
-    Exact up to 2000 parameters. Beyond, |H|_F^2 = |H Q|_F^2 + E |H (I - Q Q^T) v|^2, Q a basis of what H does to a third
-    of the probes: the few large eigenvalues lie in it, and only the bulk is left to chance.
+    Exact up to 2000 parameters. Beyond, |H|_F^2 = |H Q|_F^2 + E |H (I - Q Q^T) v|^2, Q a basis of what H does to a
+    third of the probes: the few large eigenvalues lie in it, and only the bulk is left to chance.
 
     Args:
         at: K minima.

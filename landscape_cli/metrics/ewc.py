@@ -6,7 +6,13 @@ from landscape_cli.point import Estimate, Point, exact
 from landscape_cli.registry import metric
 
 
-@metric(invariant="none", source="Kirkpatrick et al. 2017, eq. 3", pairs=True)
+@metric(
+    invariant="none",
+    source="Kirkpatrick et al. 2017, eq. 3",
+    pairs=True,
+    direction="none",
+    cost="C - 1 backward passes, shared, whatever the number of others",
+)
 def ewc_distance(at: Point) -> dict[str, Estimate]:
     """EWC's penalty for moving from this minimum to another one B, 1/2 sum_j F_jj (B_j - theta_j)^2.
 
@@ -23,7 +29,13 @@ def ewc_distance(at: Point) -> dict[str, Estimate]:
     return rows
 
 
-@metric(invariant="permutation,filter", source="ours, docs/essay.md", default=True)
+@metric(
+    invariant="permutation,filter",
+    source="ours, docs/essay.md",
+    default=True,
+    direction="sharp",
+    cost="C - 1 backward passes, shared",
+)
 def fisher_weighted_norm(at: Point) -> Estimate:
     """Parameters weighed by what the predictions owe them, sum_j F_jj theta_j^2, F the true Fisher information.
 

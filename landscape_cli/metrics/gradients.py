@@ -18,6 +18,8 @@ from landscape_cli.point import Estimate, Point, exact, nothing, over_draws, reg
 from landscape_cli.registry import Count, Natural, metric
 
 SIZES = [1, 10, 100]
+PAIRS = "inner products of all sample gradients, shared; 1600 minibatch gradients where n > 4096"
+LENGTHS = "length of every sample gradient, shared, and one gradient"
 Many = Annotated[int, Ge(3)]
 Found = Estimate | dict[str, Estimate]
 
@@ -55,7 +57,14 @@ def _drawn(gram: Tensor) -> int:
     return gram.shape[1] * gram.shape[2]
 
 
-@metric(invariant="permutation", source="Huszar 2018, linearized", default=True, minibatch_size=SIZES)
+@metric(
+    invariant="permutation",
+    source="Huszar 2018, linearized",
+    default=True,
+    minibatch_size=SIZES,
+    direction="sharp",
+    cost=PAIRS,
+)
 @sized
 def regret(
     at: Point, *, minibatch_size: Count = 10, minibatches: Many = 100, partitions: Many = 16, seed: Natural = 0
@@ -76,7 +85,14 @@ def regret(
     return over_draws(regret_of(gram), _drawn(gram))
 
 
-@metric(invariant="permutation", source="ours, docs/essay.md", default=True, minibatch_size=SIZES)
+@metric(
+    invariant="permutation",
+    source="ours, docs/essay.md",
+    default=True,
+    minibatch_size=SIZES,
+    direction="sharp",
+    cost=PAIRS,
+)
 @sized
 def gradient_norm(
     at: Point, *, minibatch_size: Count = 10, minibatches: Many = 100, partitions: Many = 16, seed: Natural = 0
@@ -95,7 +111,14 @@ def gradient_norm(
     return over_draws(_lengths(gram).mean(2), _drawn(gram))
 
 
-@metric(invariant="permutation,global", source="Fort et al. 2019 (stiffness)", default=True, minibatch_size=SIZES)
+@metric(
+    invariant="permutation,global",
+    source="Fort et al. 2019 (stiffness)",
+    default=True,
+    minibatch_size=SIZES,
+    direction="none",
+    cost=PAIRS,
+)
 @sized
 def gradient_cosine(
     at: Point,
@@ -127,7 +150,14 @@ def gradient_cosine(
     return over_draws(total / (M * (M - 1)), _drawn(gram))
 
 
-@metric(invariant="permutation", source="empirical Fisher, ours, docs/essay.md", default=True, minibatch_size=SIZES)
+@metric(
+    invariant="permutation",
+    source="empirical Fisher, ours, docs/essay.md",
+    default=True,
+    minibatch_size=SIZES,
+    direction="sharp",
+    cost=LENGTHS,
+)
 @sized
 def fisher_trace(at: Point, *, minibatch_size: Count = 1) -> Estimate:
     """Trace of the empirical Fisher information at minibatch size m, E |g_b|^2; m = 1 is the usual one.
@@ -148,7 +178,14 @@ def _moments(at: Point) -> tuple[Tensor, Tensor]:
     return own, (n * whole - own) / max(1, n - 1)
 
 
-@metric(invariant="permutation", source="ours, docs/essay.md", default=True, minibatch_size=SIZES)
+@metric(
+    invariant="permutation",
+    source="ours, docs/essay.md",
+    default=True,
+    minibatch_size=SIZES,
+    direction="none",
+    cost=PAIRS,
+)
 @sized
 def jensen_gap(
     at: Point, *, minibatch_size: Count = 10, minibatches: Many = 100, partitions: Many = 16, seed: Natural = 0
@@ -174,7 +211,14 @@ def jensen_gap(
     return Estimate(value.clamp_min(0), error, _drawn(gram))
 
 
-@metric(invariant="permutation", source="Forouzesh & Thiran 2021", default=True, minibatch_size=SIZES)
+@metric(
+    invariant="permutation",
+    source="Forouzesh & Thiran 2021",
+    default=True,
+    minibatch_size=SIZES,
+    direction="none",
+    cost=PAIRS,
+)
 @sized
 def gradient_disparity(
     at: Point, *, minibatch_size: Count = 10, minibatches: Many = 100, partitions: Many = 16, seed: Natural = 0
@@ -199,7 +243,14 @@ def gradient_disparity(
     return over_draws(total / (M * (M - 1) / 2), _drawn(gram))
 
 
-@metric(invariant="permutation", source="Sankararaman et al. 2020, def. 2.1", default=True, minibatch_size=SIZES)
+@metric(
+    invariant="permutation",
+    source="Sankararaman et al. 2020, def. 2.1",
+    default=True,
+    minibatch_size=SIZES,
+    direction="none",
+    cost=PAIRS,
+)
 @sized
 def gradient_confusion(
     at: Point, *, minibatch_size: Count = 10, minibatches: Many = 100, partitions: Many = 16, seed: Natural = 0
@@ -226,7 +277,13 @@ def _has_direction(at: Point, estimate: Estimate) -> Estimate:
     return estimate.undefined(at.mean_gradient_square() <= floor, "the average gradient is 0: the ratio diverges")
 
 
-@metric(invariant="permutation,global", source="McCandlish et al. 2018, eq. 2.9", default=True)
+@metric(
+    invariant="permutation,global",
+    source="McCandlish et al. 2018, eq. 2.9",
+    default=True,
+    direction="none",
+    cost=LENGTHS,
+)
 def gradient_noise_scale(at: Point) -> Estimate:
     """Variance of single-sample gradients over the square of the average one, tr(Sigma) / |G|^2.
 
@@ -241,7 +298,14 @@ def gradient_noise_scale(at: Point) -> Estimate:
     return _has_direction(at, exact((at.gradient_squares().mean(1) - whole).clamp_min(0) / whole, at.train.n))
 
 
-@metric(invariant="permutation,global", source="Yin et al. 2018, def. 1", default=True, same="gradient_noise_scale")
+@metric(
+    invariant="permutation,global",
+    source="Yin et al. 2018, def. 1",
+    default=True,
+    same="gradient_noise_scale",
+    direction="none",
+    cost=LENGTHS,
+)
 def gradient_diversity(at: Point) -> Estimate:
     """How much single-sample gradients differ, sum |g_i|^2 / |sum g_i|^2 = (1 + noise scale) / n.
 
@@ -259,6 +323,8 @@ def gradient_diversity(at: Point) -> Estimate:
     default=True,
     same="gradient_noise_scale",
     minibatch_size=SIZES,
+    direction="none",
+    cost=LENGTHS,
 )
 @sized
 def coherence(at: Point, *, minibatch_size: Count = 10) -> Estimate:

@@ -24,6 +24,7 @@ from landscape_cli.samples import block_means
 Over = Literal["minibatches", "train_and_test"]
 Samples = Annotated[int, Ge(6)]
 OVER = ["minibatches", "train_and_test"]
+ROOT = "C - 1 gradients a sample and one singular value decomposition, shared"
 
 
 def few(S: int, m: int) -> str:
@@ -77,6 +78,8 @@ def too_large(at: Point, samples: int, over: str, inputs: int, seed: int) -> str
     source="Huszar 2018 (left to the reader); ours, docs/essay.md",
     minibatch_size=[1, 10],
     over=OVER,
+    direction="none",
+    cost=ROOT,
 )
 @sized
 def regret_kl(
@@ -112,7 +115,14 @@ def regret_kl(
     return _ranked(_regret(block_means(found.gram, draws), at.train.n, S), found)
 
 
-@metric(invariant="permutation,smooth,output", source="ours, docs/essay.md", minibatch_size=[1, 10], over=OVER)
+@metric(
+    invariant="permutation,smooth,output",
+    source="ours, docs/essay.md",
+    minibatch_size=[1, 10],
+    over=OVER,
+    direction="none",
+    cost="one forward pass of the samples",
+)
 @sized
 def regret_kl_closed_form(
     at: Point,
@@ -148,7 +158,7 @@ def regret_kl_closed_form(
     return _regret(torch.diag_embed(length.square()), at.train.n, S)
 
 
-@metric(invariant="permutation,smooth", source="ours, docs/essay.md", over=OVER)
+@metric(invariant="permutation,smooth", source="ours, docs/essay.md", over=OVER, direction="none", cost=ROOT)
 def fisher_rank_deficit(
     at: Point, *, samples: Samples = 100, over: Over = "minibatches", inputs: Count = 200, seed: Natural = 0
 ) -> Estimate:
@@ -169,7 +179,12 @@ def fisher_rank_deficit(
     return _ranked(estimate, found)
 
 
-@metric(invariant="permutation,smooth", source="Takeuchi 1976; Thomas et al. 2020; ours, docs/essay.md")
+@metric(
+    invariant="permutation,smooth",
+    source="Takeuchi 1976; Thomas et al. 2020; ours, docs/essay.md",
+    direction="none",
+    cost=ROOT,
+)
 def tic_fisher(
     at: Point, *, samples: Samples = 100, over: Over = "minibatches", inputs: Count = 200, seed: Natural = 0
 ) -> Estimate:
@@ -195,7 +210,12 @@ def tic_fisher(
     return _ranked(estimate, found)
 
 
-@metric(invariant="permutation", source="ours, docs/essay.md; Hestenes & Stiefel 1952")
+@metric(
+    invariant="permutation",
+    source="ours, docs/essay.md; Hestenes & Stiefel 1952",
+    direction="none",
+    cost="one gradient and up to 1000 Fisher products a minibatch",
+)
 @sized
 def regret_kl_damped(
     at: Point,
@@ -244,7 +264,12 @@ def regret_kl_damped(
     return estimate.not_converged(estimate.residual > tolerance, why)
 
 
-@metric(invariant="permutation,scale", source="Martens & Grosse 2015, without damping; ours, docs/essay.md")
+@metric(
+    invariant="permutation,scale",
+    source="Martens & Grosse 2015, without damping; ours, docs/essay.md",
+    direction="none",
+    cost="one gradient a minibatch, C - 1 backward passes, two decompositions a layer",
+)
 @sized
 def regret_kl_kfac(
     at: Point,

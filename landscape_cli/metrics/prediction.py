@@ -9,6 +9,7 @@ from landscape_cli.point import Estimate, Point, Split, exact
 from landscape_cli.registry import metric
 
 SOURCE = "definition"
+TRAIN, TEST, BOTH = (f"one forward pass of {which} set" for which in ("the training", "the test", "each"))
 
 
 def _correct(at: Point, split: Split) -> Tensor:
@@ -27,7 +28,7 @@ def _gap(test: Estimate, train: Tensor, sign: int) -> Estimate:
     return Estimate(sign * (test.value - train), test.standard_error, test.samples)
 
 
-@metric(invariant="output", source=SOURCE, default=True)
+@metric(invariant="output", source=SOURCE, default=True, direction="none", cost=TRAIN)
 def train_loss(at: Point) -> Estimate:
     """Average cross-entropy on the training set, (1/n) sum_i l_i.
 
@@ -38,7 +39,7 @@ def train_loss(at: Point) -> Estimate:
     return exact(at.losses("train").mean(1), at.losses("train").shape[1])
 
 
-@metric(invariant="output", source=SOURCE, default=True)
+@metric(invariant="output", source=SOURCE, default=True, direction="none", cost=TRAIN)
 def train_accuracy(at: Point) -> Estimate:
     """Share of training samples whose largest logit is the true class.
 
@@ -49,7 +50,7 @@ def train_accuracy(at: Point) -> Estimate:
     return exact(_correct(at, "train").mean(1), at.losses("train").shape[1])
 
 
-@metric(invariant="output", source=SOURCE, default=True)
+@metric(invariant="output", source=SOURCE, default=True, direction="none", cost=TEST)
 def test_loss(at: Point) -> Estimate:
     """Average cross-entropy on the test set.
 
@@ -60,7 +61,7 @@ def test_loss(at: Point) -> Estimate:
     return _sampled(at.losses("test"))
 
 
-@metric(invariant="output", source=SOURCE, default=True)
+@metric(invariant="output", source=SOURCE, default=True, direction="none", cost=TEST)
 def test_accuracy(at: Point) -> Estimate:
     """Share of test samples whose largest logit is the true class.
 
@@ -71,7 +72,7 @@ def test_accuracy(at: Point) -> Estimate:
     return _sampled(_correct(at, "test"))
 
 
-@metric(invariant="output", source=SOURCE, default=True)
+@metric(invariant="output", source=SOURCE, default=True, direction="none", cost=BOTH)
 def loss_gap(at: Point) -> Estimate:
     """Generalization gap in loss: test loss - train loss.
 
@@ -82,7 +83,7 @@ def loss_gap(at: Point) -> Estimate:
     return _gap(_sampled(at.losses("test")), at.losses("train").mean(1), 1)
 
 
-@metric(invariant="output", source=SOURCE, default=True)
+@metric(invariant="output", source=SOURCE, default=True, direction="none", cost=BOTH)
 def accuracy_gap(at: Point) -> Estimate:
     """Generalization gap in error: train accuracy - test accuracy.
 

@@ -23,7 +23,12 @@ KINK = 0.1  # a larger gap is no kink but a solver that is lost
 LIMIT = 2000  # parameters up to which F's eigenvectors are taken
 
 
-@metric(invariant="permutation", source="Huszar 2018; ours, docs/essay.md")
+@metric(
+    invariant="permutation",
+    source="Huszar 2018; ours, docs/essay.md",
+    direction="sharp",
+    cost="up to 2000 gradients a minibatch and radius",
+)
 @sized
 def regret_exact(
     at: Point,
@@ -59,7 +64,12 @@ def regret_exact(
     return _rows(found, radius, tolerance, max_steps, at)
 
 
-@metric(invariant="permutation", source="ours, docs/essay.md")
+@metric(
+    invariant="permutation",
+    source="ours, docs/essay.md",
+    direction="none",
+    cost="one singular value decomposition of the root of F; up to 200 gradients a minibatch and radius",
+)
 @sized
 def regret_kl_exact(
     at: Point,

@@ -23,7 +23,7 @@ Several = Annotated[int, Ge(2)]
 def spectral_density(
     at: Point,
     *,
-    probes: Several = 8,
+    probes: Several = 16,
     steps: Annotated[int, Ge(2)] = 40,
     points: Annotated[int, Ge(100)] = 500,
     width: Positive = 0.01,
@@ -36,7 +36,8 @@ def spectral_density(
 
     Args:
         at: K minima.
-        probes: random vectors, common to all minima.
+        probes: random vectors, common to all minima; below 16 standard errors are too small, for what a vector sees of
+            the few large eigenvalues is skewed.
         steps: Lanczos steps for each of them; all moments up to twice that are those of the probe.
         points: of the table, eigenvalue, density and its standard error, kept as tables/spectral_density.csv.
         width: s, as a share of the range of the spectrum: what the table resolves.
