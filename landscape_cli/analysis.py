@@ -93,13 +93,41 @@ def at_minimum(metrics: DataFrame, runs: DataFrame) -> DataFrame:
         runs: runs.csv, or those of its rows that a pair may lead to.
     Returns: a copy with `value` as float and `setting` as text, pairs collapsed.
     """
-    table = metrics.assign(
-        setting=metrics["setting"].astype(object).fillna("").astype(str),
-        value=to_numeric(metrics["value"], errors="coerce").astype(float),
+    table = _measured(metrics)
+    return collapsed(table.loc[table["epoch"].isna()], runs)
+
+
+def _measured(metrics: DataFrame) -> DataFrame:
+    """A copy without shared intermediates; `value` and `epoch` as floats, `setting` as text."""
+    table = metrics.loc[~metrics["metric"].astype(str).str.startswith("_shared:")]
+    return table.assign(
+        setting=table["setting"].astype(object).fillna("").astype(str),
+        value=to_numeric(table["value"], errors="coerce").astype(float),
+        epoch=to_numeric(table["epoch"], errors="coerce").astype(float),
     )
-    snapshot = to_numeric(metrics["epoch"], errors="coerce").notna()
-    shared = metrics["metric"].astype(str).str.startswith("_shared:")
-    return collapsed(table.loc[~snapshot & ~shared], runs)
+
+
+def along(metrics: DataFrame, runs: DataFrame) -> DataFrame:
+    """Curves along training: what was measured at snapshots, and at the minimum, which stands where the run ended.
+
+    Args:
+        metrics: metrics.csv.
+        runs: runs.csv.
+    Returns: rows that are ok and finite, of every (metric, setting) that has a snapshot, by epoch within a run, one at
+        each; `epoch` and `value` as floats, `group` as text; what a run has towards a group is a single row, the mean.
+    """
+    table = collapsed(_measured(metrics), runs)
+    table = table.loc[(table["status"] == "ok") & (table["value"].abs() < inf)]
+    on_the_way = set(table.loc[table["epoch"].notna(), ["metric", "setting"]].itertuples(index=False, name=None))
+    table = table.loc[[key in on_the_way for key in zip(table["metric"], table["setting"], strict=True)]]
+    ends, groups = (dict(zip(runs["run_id"], runs[name], strict=True)) for name in ("epochs", "group"))
+    end = to_numeric(table["run_id"].map(ends), errors="coerce").astype(float)
+    table = table.assign(epoch=table["epoch"].fillna(end), group=table["run_id"].map(groups).astype(str))
+    key = ["run_id", "metric", "setting", "epoch"]
+    mean = table.groupby(key)["value"].transform("mean")
+    table = table.assign(value=mean).dropna(subset=["epoch", "value"]).drop_duplicates(key)
+    place = table.groupby(key[:3], sort=False).ngroup()  # runs and metrics stay in their order
+    return table.assign(_place=place).sort_values(["_place", "epoch"], kind="stable").drop(columns="_place")
 
 
 def usable(metrics: DataFrame, runs: DataFrame) -> DataFrame:

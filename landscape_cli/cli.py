@@ -56,6 +56,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors
 Metrics = Annotated[
     str | None, typer.Option("--metrics", metavar="A,B|default|all", help="Instead of the config's metrics.")
 ]
+Along = Annotated[bool, typer.Option("--along", help="Measure the snapshots on the way too (training.snapshots).")]
 RESULTS = Path("results")
 
 
@@ -75,6 +76,21 @@ def _read(target: str, sets: list[str] | None, plugins: list[str] | None, seeds:
     from landscape_cli import session
 
     return tree, session.resolve(tree, plugins or [], seeds)
+
+
+def _with_snapshots(experiment: Experiment, along: bool) -> Experiment:
+    """The experiment with `along` set, as `--along` asks for.
+
+    Raises: Fault if none of its runs keeps a snapshot.
+    """
+    if not along:
+        return experiment
+    from landscape_cli import config
+
+    if not any(run.settings["training"]["snapshots"] for run in config.expand(experiment)):
+        remedy = "--set 'training.snapshots=[0, 1, 2, 5, 10]' (its runs are then trained anew)"
+        raise Fault(f"--along: {experiment.name} keeps nothing on the way: add the epochs to keep, {remedy}")
+    return experiment.model_copy(update={"along": True})
 
 
 @contextlib.contextmanager
@@ -144,6 +160,7 @@ def measure(
         str | None, typer.Option("--config", help="For a checkpoint: the config that names its model and dataset.")
     ] = None,
     metrics: Metrics = None,
+    along: Along = False,
     sets: Sets = None,
     seeds: Seeds = None,
     results: Results = RESULTS,
@@ -158,11 +175,15 @@ def measure(
 
     Example: landscape measure small-vs-large --metrics regret,hessian_top
 
+    Example: landscape measure my-experiment.yaml --along --metrics hessian_top
+
     Example: landscape measure model.pt --config my-experiment.yaml
     """
     from landscape_cli import console
 
     checkpoints = [Path(t) for t in target] if config or Path(target[0]).suffix in CHECKPOINTS else []
+    if checkpoints and along:
+        raise Fault("--along: a checkpoint has no snapshots: name the config of its experiment instead")
     if not checkpoints and len(target) > 1:
         raise Fault(f"one config at a time, or checkpoints with --config: got {', '.join(target)}")
     sets = [*(sets or []), *([_as_setting(metrics)] if metrics else [])]
@@ -175,9 +196,14 @@ def measure(
         with console.Progress(quiet) as watch:
             _, table = pipeline.measure_checkpoints(experiment, checkpoints, results, wanted, device, watch)
     else:
-        with _session(experiment, results, device, quiet) as session:
+        with _session(_with_snapshots(experiment, along), results, device, quiet) as session:
             table = pipeline.measure(session, wanted, wait=wait)
-    console.show_json({"metrics": pipeline.as_json(table)}) if json else console.metrics(table)
+    if json:
+        console.show_json({"metrics": pipeline.as_json(table)})
+    else:
+        console.metrics(table[table["epoch"].isna()])
+        for line in pipeline.trouble_along(table):
+            console.warn(line)
     _leave(table["status"])
 
 
@@ -216,6 +242,7 @@ def compare(
     results: Results = RESULTS,
     device: Where = "auto",
     plugin: Plugins = None,
+    along: Along = False,
     fresh: Fresh = False,
     wait: Wait = False,
     dry_run: DryRun = False,
@@ -230,7 +257,7 @@ def compare(
     Example: landscape compare small-vs-large --set training.lr=0.05 --results try2
     """
     _, experiment = _read(config, sets, plugin, seeds)
-    with _session(experiment, results, device, quiet) as session:
+    with _session(_with_snapshots(experiment, along), results, device, quiet) as session:
         from landscape_cli import console
         from landscape_cli import experiment as pipeline
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape_cli import analysis, config, engine, measurement, minima, report, runs, stacks, store
+from landscape_cli import analysis, config, engine, measurement, minima, report, runs, snapshots, stacks, store
 from landscape_cli.config import Experiment
 from landscape_cli.errors import Fault
 from landscape_cli.registry import REGISTRY
@@ -21,7 +21,14 @@ from landscape_cli.session import Record, Session, open_session
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-PICTURES = ("training_curves", "metric_by_group", "metric_vs_gap", "regret_by_radius")
+PICTURES = (
+    "training_curves",
+    "metric_by_group",
+    "metric_vs_gap",
+    "regret_by_radius",
+    "spectral_density",
+    "along_training",
+)
 
 
 @contextmanager
@@ -53,13 +60,16 @@ def train(session: Session, *, fresh: bool = False, wait: bool = False) -> DataF
 
 
 def measure(session: Session, wanted: list[measurement.Measurement], *, wait: bool = False) -> DataFrame:
-    """`landscape measure CONFIG`: every missing cell of the wanted metrics, then metrics.csv, which is returned."""
+    """`landscape measure CONFIG`: every missing cell of the wanted metrics, then metrics.csv, which is returned.
+
+    With `along` in the config it holds rows of the snapshots too, their `epoch` not empty.
+    """
     with writing(session, wait):
         records = runs.train(session)
         _runs_table(session)
         settings_of = {run.run_id: run.settings for run in session.runs}
         try:
-            measurement.measure(session, records, wanted, settings_of)
+            measurement.measure(session, records, wanted, settings_of, session.experiment.along)
         finally:
             table = _metrics_table(session, records, settings_of)
     return table
@@ -73,7 +83,8 @@ def compare(session: Session, *, fresh: bool = False, wait: bool = False) -> Dat
         settings_of = {run.run_id: run.settings for run in session.runs}
         try:
             records = runs.train(session)
-            measurement.measure(session, records, config.measurements(session.experiment), settings_of)
+            wanted = config.measurements(session.experiment)
+            measurement.measure(session, records, wanted, settings_of, session.experiment.along)
         finally:
             records = session.finished()
             run_table, metric_table = _runs_table(session), _metrics_table(session, records, settings_of)
@@ -97,39 +108,72 @@ def _runs_table(session: Session) -> DataFrame:
 
 
 def _metrics_table(session: Session, records: dict[str, Record], settings_of: dict[str, Any]) -> DataFrame:
+    """metrics.csv, which is returned, and tables/<metric>.csv of the metrics that give curves: all from the cells."""
     cells = measurement.current(session, records, settings_of)
     table = store.metrics_table(cells, list(records.values()), list(REGISTRY["metric"]))
     store.write(session.folder / "metrics.csv", store.table_bytes(table))
+    curves = store.curve_tables(cells, list(records.values()))
+    stale = [name for name in REGISTRY["metric"] if name not in curves]
+    store.write_curves(session.folder, {name: store.table_bytes(curve) for name, curve in curves.items()}, stale)
     return table
 
 
 def draw(folder: Path, records: Sequence[Record], groups: list[str], session: Session | None = None) -> None:
     """Figures and report.html from the tables; left alone where they were drawn from these very tables."""
-    tables = ("runs.csv", "metrics.csv", "comparison.csv")
+    tables = ("runs.csv", "metrics.csv", "comparison.csv", "experiment.yaml", "tables/spectral_density.csv")
     page, stamp = folder / "report.html", folder / "plots" / ".drawn"
-    sources = [(folder / t).read_bytes() for t in tables] + [
-        Path(__file__).with_name(f"{module}.py").read_bytes() for module in ("plots", "report", "analysis")
+    sources = [(folder / t).read_bytes() for t in tables if (folder / t).is_file()] + [
+        Path(__file__).with_name(f"{module}.py").read_bytes() for module in ("plots", "curves", "report", "analysis")
     ]
     key = hashlib.sha256(b"".join(hashlib.sha256(s).digest() for s in sources)).hexdigest()
     if page.is_file() and stamp.is_file() and stamp.read_text() == key:
         return
-    from landscape_cli import plots  # loads matplotlib
+    from landscape_cli import curves, plots  # loads matplotlib
 
     if session:
         session.watch("draw", {})
     run_table, metric_table = (store.read_table(folder / t) for t in tables[:2])
+    spectra = report.table(folder / tables[4])
     stems = [folder / "plots" / name for name in PICTURES]
     drawn = [
         *plots.training_curves(records, stems[0]),
         *plots.metric_by_group(metric_table, run_table, groups, stems[1]),
         *plots.metric_vs_gap(metric_table, run_table, stems[2]),
         *plots.regret_by_radius(metric_table, run_table, groups, stems[3]),
+        *curves.spectral_density(spectra, run_table, groups, stems[4]),
+        *curves.along_training(metric_table, run_table, groups, edges(folder, records), stems[5]),
     ]
     for stale in {stem.with_suffix(kind) for stem in stems for kind in (".png", ".svg")}.difference(drawn):
         stale.unlink(missing_ok=True)  # of tables that had more to show
     about = {name: entry.summary for name, entry in REGISTRY["metric"].items()}
     store.write(page, report.render(folder, about, same_as()))
     store.write(stamp, key.encode())
+
+
+def edges(folder: Path, records: Sequence[Record]) -> dict[str, dict[float, str]]:
+    """Group -> the largest curvature at which its gradient descent is stable on a quadratic -> how it is computed.
+
+    2 / lr; with momentum mu 2 (1 + mu) / lr, and 2 (1 + mu) / ((1 + 2 mu) lr) for Nesterov's (Cohen et al. 2021,
+    section 2 and appendix B). One a learning rate; none for other optimizers or rates that change.
+    """
+    try:
+        base = config.read(str(folder / "experiment.yaml")).data.get("training") or {}
+    except Fault:  # a report does without
+        base = {}
+    found: dict[str, dict[float, str]] = {}
+    for record in records:
+        swept = {k.partition(".")[2]: v for k, v in record["swept"].items() if k.startswith("training.")}
+        own = PLAIN | base | swept
+        if {k: own[k] for k in STEADY} == STEADY and isinstance(own.get("lr"), int | float):
+            mu, nesterov = own["momentum"], own["nesterov"]
+            factor = (1 + mu) / (1 + 2 * mu) if nesterov else 1 + mu
+            formula = "2(1+μ)/((1+2μ)lr)" if nesterov else "2(1+μ)/lr" if mu else "2/lr"
+            found.setdefault(str(record["group"]), {})[2 * factor / own["lr"]] = formula
+    return found
+
+
+STEADY = {"optimizer": "sgd", "schedule": "constant", "lr_scaling": "none", "warmup_epochs": 0}
+PLAIN = STEADY | {"momentum": 0, "nesterov": False}
 
 
 def measure_checkpoints(
@@ -144,7 +188,7 @@ def measure_checkpoints(
 
     They are kept in a folder of their own, `results/<name>-checkpoints`: the experiment's tables stay as they are.
     """
-    base = experiment.model_copy(update={"grid": {}, "compare": None, "seeds": 1})
+    base = experiment.model_copy(update={"grid": {}, "compare": None, "seeds": 1, "along": False})
     session = open_session(base, results, device, watch)
     settings = session.runs[0].settings
     module = session.module(settings)
@@ -210,9 +254,14 @@ def plan(session: Session) -> dict[str, Any]:
     todo = runs.pending(session, records)
     begun = {tuple(ids) for ids in stacks.begun(session.folder)} if session.folder.is_dir() else set()
     settings_of = {run.run_id: run.settings for run in session.runs}
-    wanted = config.measurements(session.experiment)
+    wanted, along = config.measurements(session.experiment), session.experiment.along
     done = {(c["run_id"], c["metric"], c["key"]) for c in measurement.current(session, records, settings_of)}
-    cells = [(run.run_id, m[0], measurement.key_of(run.settings, m)) for run in session.runs for m in wanted]
+    cells = [
+        (run.run_id, what[0], measurement.key_of(run.settings, what, epoch))
+        for run in session.runs
+        for epoch in (None, *(snapshots.epochs(run.settings, records.get(run.run_id)) if along else ()))
+        for what in wanted
+    ]
     return {
         "runs": len(session.runs),
         "trained": len(records),
@@ -251,14 +300,29 @@ def as_json(table: DataFrame) -> list[dict[str, Any]]:
     return [{str(k): None if v is None or v != v else v for k, v in row.items()} for row in rows]
 
 
+BAD = ("failed", "diverged", "not_converged")
+
+
 def outcome(session: Session) -> tuple[DataFrame, list[str]]:
-    """runs.csv, and a line for each run or metric that did not come out well."""
+    """runs.csv, and a line for each run or metric of a minimum that did not come out well; snapshots joined."""
     table = store.read_table(session.folder / "runs.csv")
     metrics = store.read_table(session.folder / "metrics.csv")
-    bad = ("failed", "diverged", "not_converged")
-    lines = [f"{r['run_id']}: {r['status']}: {r['message']}" for r in table.to_dict("records") if r["status"] in bad]
-    for row in metrics.to_dict("records"):
-        if row["status"] in bad:
+    lines = [f"{r['run_id']}: {r['status']}: {r['message']}" for r in table.to_dict("records") if r["status"] in BAD]
+    for row in metrics[metrics["epoch"].isna()].to_dict("records"):
+        if row["status"] in BAD:
             of = f"{row['metric']}({row['setting']})"
             lines.append(f"{row['run_id']}: {of}: {row['status']}: {row['message']}")
-    return table, lines
+    return table, lines + trouble_along(metrics)
+
+
+def trouble_along(metrics: DataFrame) -> list[str]:
+    """A line for each metric that did not come out well at snapshots: how many, and what the first one says."""
+    lost = metrics[metrics["epoch"].notna() & metrics["status"].isin(BAD)]
+    lines = []
+    for (metric, setting, status), part in lost.groupby(["metric", "setting", "status"], sort=False):
+        first = part.iloc[0]
+        where = f"{len(part)} snapshots of {part['run_id'].nunique()} runs"
+        lines.append(
+            f"{metric}({setting}): {status} at {where}: {first['run_id']} epoch {first['epoch']}: {first['message']}"
+        )
+    return lines

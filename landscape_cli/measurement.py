@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import traceback
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from landscape_cli import config, engine, minima, store
+from landscape_cli import config, engine, minima, snapshots, store, tables
 from landscape_cli.errors import Fault
 from landscape_cli.objective import Objective, flatten
 from landscape_cli.point import GRAM_SAMPLES, Estimate, Point
@@ -23,7 +24,11 @@ Cell = dict[str, Any]
 
 
 def measure(
-    session: Session, records: dict[str, Record], wanted: list[Measurement], settings_of: dict[str, Any]
+    session: Session,
+    records: dict[str, Record],
+    wanted: list[Measurement],
+    settings_of: dict[str, Any],
+    along: bool = False,
 ) -> None:
     """Run the wanted metrics on every minimum that lacks a cell of them, stack by stack.
 
@@ -34,22 +39,27 @@ def measure(
         records: run id -> record with its minimum.
         wanted: metric names with complete settings.
         settings_of: run id -> resolved settings.
+        along: then on the snapshots too, those of a stack at one epoch together. A metric of pairs takes the minima
+            for their peers, that of the same run among them.
     """
     done = {(c["run_id"], c["metric"], c["key"]) for c in current(session, records, settings_of) if not _failed(c)}
 
-    def lacks(run_id: str, what: Measurement) -> bool:
-        return (run_id, what[0], key_of(settings_of[run_id], what)) not in done
+    def lacks(record: Record, what: Measurement) -> bool:
+        key = key_of(settings_of[record["run_id"]], what, record.get("epoch"))
+        return (record["run_id"], what[0], key) not in done
 
-    todo = [(s, [m for m in wanted if any(lacks(i, m) for i in s)]) for s in _stacks(records)]
+    sites = [records, *(snapshots.by_epoch(session, records, settings_of) if along else [])]
+    stacks = [[site[i] for i in stack] for site in sites for stack in _stacks(site)]
+    todo = [(stack, [m for m in wanted if any(lacks(r, m) for r in stack)]) for stack in stacks]
     session.watch("measure", {"cells": sum(len(stack) * len(lacking) for stack, lacking in todo)})
     for stack, lacking in todo:
         if not lacking:
             continue
-        settings = settings_of[stack[0]]
+        settings = settings_of[stack[0]["run_id"]]
         n = len(session.data(settings).y_train)
         size = max(1, MEMORY // (8 * min(n, GRAM_SAMPLES) ** 2))
-        for piece in ([records[i] for i in stack[j : j + size]] for j in range(0, len(stack), size)):
-            at = point(session, piece, settings)
+        for piece in (stack[j : j + size] for j in range(0, len(stack), size)):
+            at = point(session, piece, settings, settings_of)
             if any(REGISTRY["metric"][name].facts["pairs"] for name, _ in lacking):
                 at.peers = _peers(session, records, settings_of, settings)
             for what in lacking:
@@ -65,11 +75,14 @@ def _stacks(records: dict[str, Record]) -> list[list[str]]:
     return list(found.values())
 
 
-def key_of(settings: dict[str, Any], measurement: Measurement) -> str:
-    """What a cell's content depends on, besides the minimum: metric, version, its settings, data, model, precision."""
+def key_of(settings: dict[str, Any], measurement: Measurement, epoch: int | None = None) -> str:
+    """What a cell's content depends on, besides the minimum: metric, version, its settings, data, model, precision.
+
+    At a snapshot its epoch too: all cells of a run lie in one folder.
+    """
     name, own = measurement
     version = REGISTRY["metric"][name].facts["version"] if name in REGISTRY["metric"] else 1
-    seen = {k: settings[k] for k in ("dataset", "model", "precision")}
+    seen = {k: settings[k] for k in ("dataset", "model", "precision")} | ({} if epoch is None else {"epoch": epoch})
     return config.digest({"metric": name, "version": version, "settings": own, **seen}, 12)
 
 
@@ -77,20 +90,33 @@ def _failed(cell: Cell) -> bool:
     return any(row["status"] == "failed" for row in cell["rows"])
 
 
-def point(session: Session, records: list[Record], settings: dict[str, Any]) -> Point:
-    """The stack of minima of these runs with its data."""
+def point(
+    session: Session, records: list[Record], settings: dict[str, Any], settings_of: dict[str, Any] | None = None
+) -> Point:
+    """The stack of minima (or snapshots) of these runs with its data.
+
+    Args:
+        session: device and data.
+        records: of the runs; of their snapshots as `snapshots.at_epoch` gives them.
+        settings: of the stack.
+        settings_of: run id -> its own, which may differ in what `training.PER_RUN` names.
+    """
     data, module = session.data(settings), session.module(settings)
     loaded = []
     for record in records:
         path = session.folder / record["minimum"]["file"]
         if store.file_hash(path) != record["minimum"]["sha256"]:
             raise Fault(f"{path}: damaged, its hash is not the one that was recorded: delete it and train again")
-        loaded.append(minima.read(path, module))
+        loaded.append(snapshots.read(session, record, module) if "epoch" in record else minima.read(path, module))
     params, buffers, initial = minima.stack(loaded, session.device, dtype(settings))
     net = session.network(settings)
     train = Objective(net, params, buffers, data.x_train, data.y_train)
     test = Objective(net, params, buffers, data.x_test, data.y_test)
-    return Point(flatten(params), train, test, flatten(initial) if initial else None)
+    told = [snapshots.training_facts(session, r, (settings_of or {}).get(r["run_id"], settings)) for r in records]
+    known = [facts for facts in told if facts]
+    at = Point(flatten(params), train, test, flatten(initial) if initial else None)
+    at.training = known if len(known) == len(records) else None
+    return at
 
 
 def _alike(records: dict[str, Record], settings_of: dict[str, Any], settings: dict[str, Any]) -> list[Record]:
@@ -125,7 +151,7 @@ def _measure(
     records: list[Record],
     settings: dict[str, Any],
     what: Measurement,
-    lacks: Callable[[str, Measurement], bool],
+    lacks: Callable[[Record, Measurement], bool],
     inputs: Callable[[Record], str],
 ) -> None:
     """One metric on one stack: its cells, after those of the intermediates that it was the first to need."""
@@ -135,18 +161,49 @@ def _measure(
     before = dict(at.seconds)
     estimates = _estimate(at, name, own)
     helpers = [k for k in at.seconds if k not in REGISTRY["metric"] and at.seconds[k] != before.get(k)]
-    cells = []
+    cells, files = [], []
     for k, record in enumerate(records):
         for helper in helpers:
             shared: Measurement = (f"_shared:{helper}", {})
             cells.append(_cell(record, settings, shared, [{**EMPTY, "setting": ""}], at.seconds[helper] / len(records)))
-        if lacks(record["run_id"], what):
-            itself = f"to={record['run_id']}"
-            rows = [_row(name, own, extra, e, k) for extra, e in estimates.items() if extra != itself]
+        if lacks(record, what):
+            itself = "" if "epoch" in record else f"to={record['run_id']}"  # a snapshot has a way to its own minimum
+            rows = [_row(name, own, extra, e, k) for extra, e in estimates.items() if not itself or extra != itself]
             spent = (at.seconds[name] - before.get(name, 0.0)) / len(records)
-            cells.append(_cell(record, settings, what, rows, spent) | {"inputs": inputs(record)})
-    store.write_cells(session.folder, cells)
+            cell = _cell(record, settings, what, rows, spent) | {"inputs": inputs(record)} | _curves(estimates, what, k)
+            if vectors := _vectors(at, estimates, k):
+                file = store.vectors_path(session.folder, cell)
+                cell["vectors"] = hashlib.sha256(vectors).hexdigest()
+                files.append((file, vectors))
+            cells.append(cell)
+    store.write_cells(session.folder, cells, files)
     session.watch("cell", {"metric": name, "runs": len(records)})
+
+
+def _curves(estimates: dict[str, Estimate], what: Measurement, k: int) -> dict[str, Any]:
+    """The tables of minimum k for its cell; where only one row of a metric has one, it is that of the whole metric."""
+    with_table = [extra for extra, e in estimates.items() if e.table]
+    curves = [
+        {
+            "setting": setting(*what, extra if len(with_table) > 1 else ""),
+            "columns": list(estimates[extra].table),
+            "values": [_numbers(t[k]) for t in estimates[extra].table.values()],
+        }
+        for extra in with_table
+        if estimates[extra].status[k] not in LOST
+    ]
+    return {"curves": curves} if curves else {}
+
+
+def _vectors(at: Point, estimates: dict[str, Estimate], k: int) -> bytes | None:
+    """Directions of minimum k as a safetensors file, `v1.<parameter>`, `v2.<parameter>`, ... over all rows in order."""
+    from safetensors.torch import save
+
+    found = [e.vectors[k] for e in estimates.values() if e.vectors is not None and e.status[k] not in LOST]
+    if not found:
+        return None
+    each = [at.train.unflatten(v[None]) for v in torch.cat(found).detach()]
+    return save({f"v{i}.{n}": t[0].cpu().clone() for i, v in enumerate(each, 1) for n, t in v.items()})
 
 
 def _estimate(at: Point, name: str, own: dict[str, Any]) -> dict[str, Estimate]:
@@ -154,6 +211,7 @@ def _estimate(at: Point, name: str, own: dict[str, Any]) -> dict[str, Estimate]:
     with at.clock(name):
         try:
             found = REGISTRY["metric"][name].function(at, **own)
+            _check_shapes(found if isinstance(found, dict) else {"": found}, at)
         except engine.Interrupted:
             raise
         except Exception as error:
@@ -166,6 +224,20 @@ def _estimate(at: Point, name: str, own: dict[str, Any]) -> dict[str, Estimate]:
     return found if isinstance(found, dict) else {"": found}
 
 
+def _check_shapes(estimates: dict[str, Estimate], at: Point) -> None:
+    K, p = at.theta.shape
+    for estimate in estimates.values():
+        shapes = {name: tuple(t.shape) for name, t in estimate.table.items()}
+        if len(set(shapes.values())) > 1 or any(len(s) != 2 or s[0] != K for s in shapes.values()):
+            raise ValueError(f"columns of its table have shapes {shapes}, all must be ({K}, points)")
+        if taken := shapes.keys() & tables.CURVES.keys():
+            raise ValueError(f"a column of its table must not be called {', '.join(sorted(taken))}")
+        V = estimate.vectors
+        if V is not None and (V.dim() != 3 or (len(V), V.shape[2]) != (K, p)):
+            raise ValueError(f"its vectors have shape {tuple(V.shape)}, must be ({K}, k, {p})")
+
+
+LOST = ("undefined", "failed")  # no value: neither curve nor directions
 EMPTY: dict[str, Any] = {
     "epoch": None,
     "value": None,
@@ -201,6 +273,10 @@ def _number(value: torch.Tensor) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _numbers(values: torch.Tensor) -> list[float | None]:
+    return [v if math.isfinite(v) else None for v in values.detach().tolist()]
+
+
 def setting(name: str, own: dict[str, Any], extra: str = "") -> str:
     """What tells the rows of a metric apart: the settings that it lists several values of, and those not at default."""
     entry = REGISTRY["metric"][name]
@@ -214,25 +290,46 @@ def setting(name: str, own: dict[str, Any], extra: str = "") -> str:
 def _cell(
     record: Record, settings: dict[str, Any], what: Measurement, rows: list[dict[str, Any]], seconds: float
 ) -> Cell:
+    epoch = record.get("epoch")
     return {
         "format": store.FORMAT,
         "run_id": record["run_id"],
         "metric": what[0],
-        "key": key_of(settings, what),
+        "key": key_of(settings, what, epoch),
         "inputs": record["minimum"]["sha256"],
         "settings": what[1],
         "seconds": seconds,
-        "rows": rows,
+        "rows": [{**row, "epoch": epoch} for row in rows],
+        **({} if epoch is None else {"epoch": epoch}),
     }
 
 
 def current(session: Session, records: dict[str, Record], settings_of: dict[str, Any]) -> list[Cell]:
-    """All cells of these minima that are not stale: their key and the hash of their minimum are today's."""
-    cells = store.read_cells(session.folder, list(records), session.warnings)
-    return [
-        cell
-        for cell in cells
-        if cell["inputs"] == _inputs(records, settings_of, cell["metric"])(records[cell["run_id"]])
-        and (cell["metric"] in REGISTRY["metric"] or cell["metric"].startswith("_shared:"))
-        and cell["key"] == key_of(settings_of[cell["run_id"]], (cell["metric"], cell["settings"]))
-    ]
+    """All cells of these minima and their snapshots that are not stale: their key and the hash of the file are today's.
+
+    A cell whose vectors are missing or damaged counts as missing; so do those of a snapshot that is gone.
+    """
+    known: dict[tuple[str, int], Record | None] = {}
+
+    def record_of(cell: Cell) -> Record | None:
+        record, epoch = records[cell["run_id"]], cell.get("epoch")
+        if epoch is None:
+            return record
+        if epoch not in snapshots.epochs(settings_of[cell["run_id"]], record):
+            return None
+        where = (cell["run_id"], epoch)
+        if where not in known:
+            known[where] = snapshots.at_epoch(session, record, epoch)
+        return known[where]
+
+    def fresh(cell: Cell) -> bool:
+        record, name = record_of(cell), cell["metric"]
+        return (
+            record is not None
+            and (name in REGISTRY["metric"] or name.startswith("_shared:"))
+            and cell["inputs"] == _inputs(records, settings_of, name)(record)
+            and cell["key"] == key_of(settings_of[cell["run_id"]], (name, cell["settings"]), cell.get("epoch"))
+            and store.has_vectors(session.folder, cell, session.warnings)
+        )
+
+    return [cell for cell in store.read_cells(session.folder, list(records), session.warnings) if fresh(cell)]

@@ -45,6 +45,18 @@ CAPTIONS = {  # plot's stem: title, what it shows; in the order of the page
         "the runs of a group. Dashed: the first-order formula, which takes the loss for linear. Where the two part is "
         "how far one may walk from the minimum before the linear formula misjudges the regret.",
     ),
+    "along_training": (
+        "Along training",
+        "What was measured at snapshots, a line a run, its minimum as a dot at the end. Dashed beside hessian_top: "
+        "2/lr, with momentum mu 2(1+mu)/lr, where training is gradient descent with a constant rate lr. On a "
+        "quadratic of more curvature, descent on the full batch diverges. Networks are seen to sharpen up to there, "
+        "and to stay about it (Cohen et al. 2021); with small batches they stay below.",
+    ),
+    "spectral_density": (
+        "Spectrum of the Hessian",
+        "How the eigenvalues of the Hessian of the training loss are spread, on a log scale: a bulk about 0, and few "
+        "that stand out, each smeared by 1 % of the range. A thin line is a run, a thick one the mean of its group.",
+    ),
     "training_curves": ("Training", "Loss on the training set, a line a run, against updates and against passes."),
 }
 RUN_COLUMNS = {
@@ -212,7 +224,8 @@ def failures(runs: DataFrame, metrics: DataFrame) -> list[tuple[str, str, str, i
     lost = collapsed(metrics[(metrics["status"] != "ok") & ~metrics["run_id"].isin(bad["run_id"])], runs)
     same: dict[tuple[str, str, str], set[str]] = {}
     for _, r in lost.iterrows():
-        same.setdefault((named(r), r["status"], r["message"]), set()).add(r["run_id"])
+        name = named(r) if isna(r.get("epoch")) else f"{named(r)} at snapshots"
+        same.setdefault((name, r["status"], r["message"]), set()).add(r["run_id"])
     return [*found, *((*key, len(which)) for key, which in same.items())]
 
 

@@ -71,6 +71,9 @@ def _train_stack(session: Session, stack: list[Run]) -> None:
         store.write(session.folder / record["minimum"]["file"], data_bytes)
         record["minimum"]["sha256"] = store.file_hash(session.folder / record["minimum"]["file"])
         record["stack"] = [member.run_id for member in stack]
+        wanted = [e for e in run.settings["training"]["snapshots"] if e <= outcome.epochs]
+        kept = {e: session.folder / snapshot_file(run.run_id, e) for e in wanted}
+        record["snapshots"] = {str(e): store.file_hash(file) for e, file in kept.items() if file.is_file()}
         store.write_runs(session.folder, [record])
         session.watch("run", {"record": record})
     stacks.finish(session.folder, stack)
@@ -130,5 +133,6 @@ def forget(session: Session) -> None:
             session.folder / "runs" / f"{run_id}.json",
             *(session.folder / "minima").glob(f"{run_id}*.safetensors"),
             *(session.folder / "cells" / run_id).glob("*.json"),
+            *(session.folder / "cells" / run_id).glob("*.safetensors"),
         ]:
             path.unlink(missing_ok=True)

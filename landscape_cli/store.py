@@ -17,7 +17,7 @@ from typing import Any
 
 from landscape_cli.atomic import TEMPORARY, no_link, sync_folder, write, write_fault, write_many
 from landscape_cli.errors import Fault
-from landscape_cli.tables import metrics_table, read_table, runs_table, table_bytes
+from landscape_cli.tables import curve_tables, metrics_table, read_table, runs_table, table_bytes
 
 FORMAT = 1  # of run records, cells and the manifest
 LOCK, OWNER, MANIFEST = ".lock", ".lock-owner.json", "manifest.json"
@@ -27,7 +27,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
 METRIC = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,120}")
 
 # One door to the results folder: what atomic.py and tables.py hold is found here too.
-__all__ = ["metrics_table", "read_table", "runs_table", "table_bytes", "write", "write_many"]
+__all__ = ["curve_tables", "metrics_table", "read_table", "runs_table", "table_bytes", "write", "write_many"]
 
 
 # --- the folder and its lock ---
@@ -176,15 +176,42 @@ def cell_path(folder: Path, run_id: str, metric: str, key: str) -> Path:
     return folder / "cells" / check_name(run_id) / f"{metric.replace(':', '-')}-{key}.json"
 
 
-def write_cells(folder: Path, cells: Iterable[dict[str, Any]]) -> None:
+def vectors_path(folder: Path, cell: dict[str, Any]) -> Path:
+    """Where the directions of a cell live, beside it: cells/<run_id>/<metric>-<key>.safetensors."""
+    return cell_path(folder, cell["run_id"], cell["metric"], cell["key"]).with_suffix(".safetensors")
+
+
+def has_vectors(folder: Path, cell: dict[str, Any], warnings: list[str] | None = None) -> bool:
+    """Whether the directions that a cell speaks of, if any, are there as they were written.
+
+    Args:
+        folder: of the experiment.
+        cell: `vectors` is the hash of their file.
+        warnings: gets a line if they are not.
+    """
+    if "vectors" not in cell:
+        return True
+    path = vectors_path(folder, cell)
+    try:
+        wrong = "" if file_hash(path) == cell["vectors"] else "damaged (its hash differs)"
+    except OSError as error:
+        wrong = f"cannot be read ({error.strerror})"
+    if wrong:
+        _warn(path, wrong, warnings)
+    return not wrong
+
+
+def write_cells(folder: Path, cells: Iterable[dict[str, Any]], files: Iterable[tuple[Path, bytes]] = ()) -> None:
     """Write cells, each to its `cell_path`; the folder of a run is made, the one of the experiment never.
 
     Args:
         folder: of the experiment.
         cells: JSON-able.
+        files: path and content of what cells speak of (`vectors_path`); in place before them.
     Raises: Fault, as `write_many`; ValueError for nan or inf, which the caller has to give as null.
     """
     items = [(cell_path(folder, cell["run_id"], cell["metric"], cell["key"]), _json(cell)) for cell in cells]
+    items = [*files, *items]
     missing = [parent for parent in dict.fromkeys(path.parent for path, _ in items) if not parent.is_dir()]
     try:
         for parent in missing:
@@ -218,6 +245,27 @@ def read_cells(
             if cell is not None and _is_at(path, name, warnings) and _is_at(path.parent, cell.get("run_id"), warnings):
                 cells.append(cell)
     return cells
+
+
+def write_curves(folder: Path, curves: dict[str, bytes], stale: Iterable[str]) -> None:
+    """Write tables/<metric>.csv; the folder `tables` is made when there is one to write.
+
+    Args:
+        folder: of the experiment.
+        curves: content by metric.
+        stale: metrics that have none any more; their files are removed.
+    Raises: Fault, as `write_many`.
+    """
+    place = folder / "tables"
+    try:
+        if curves and not place.is_dir():
+            no_link(place).mkdir()
+            sync_folder(folder)
+        for metric in stale:
+            (place / f"{metric}.csv").unlink(missing_ok=True)
+    except OSError as error:
+        raise write_fault(error, place) from error
+    write_many([(place / f"{metric}.csv", data) for metric, data in curves.items()])
 
 
 def _files(folder: Path, suffix: str = ".json") -> list[Path]:

@@ -22,6 +22,7 @@ ENDED |= {"stack_size": "Int64", "message": "str"}
 METRICS = RUN | {"epoch": "Int64", "metric": "str", "setting": "str", "value": "float64", "standard_error": "float64"}
 METRICS |= {"samples": "Int64", "iterations": "Int64", "residual": "float64", "seconds": "float64"}
 METRICS |= {"status": "str", "message": "str"}
+CURVES = RUN | {"epoch": "Int64", "setting": "str"}  # then the columns of the curve itself
 KINDS = ENDED | METRICS | dict.fromkeys(("target", "transform", "claim", "verdict", "split"), "str")
 
 INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,18})")
@@ -75,6 +76,43 @@ def metrics_table(
             rows.append((sort_by, {**row, **common, "seconds": seconds and seconds / len(cell["rows"])}))
     rows.sort(key=lambda pair: pair[0])
     return _frame([row for _, row in rows], list(METRICS))
+
+
+def curve_tables(cells: Iterable[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> "dict[str, DataFrame]":
+    """The tables of tables/<metric>.csv: curves that a metric returns beside its values.
+
+    Args:
+        cells: finished cells; those of other runs are left out.
+        runs: run records, in the order of the rows.
+    Returns: by metric, sorted; a row a point of a curve, by run, setting and epoch, the minimum first.
+    """
+    place = {run["run_id"]: i for i, run in enumerate(runs)}
+    found: dict[str, list[tuple[Any, dict[str, list[Any]]]]] = {}
+    for cell in cells:
+        if (i := place.get(cell["run_id"])) is None:
+            continue
+        for curve in cell.get("curves", []):
+            own: dict[str, list[Any]] = dict(zip(curve["columns"], curve["values"], strict=True))
+            points, epoch = max(map(len, own.values()), default=0), cell.get("epoch")
+            known = (runs[i]["run_id"], runs[i]["group"], runs[i]["seed"], epoch, curve["setting"])
+            sort_by = (i, _natural(curve["setting"]), -1 if epoch is None else epoch, cell["key"])
+            columns = {name: [value] * points for name, value in zip(CURVES, known, strict=True)} | own
+            found.setdefault(cell["metric"], []).append((sort_by, columns))
+    return {
+        metric: _joined([c for _, c in sorted(found[metric], key=lambda pair: pair[0])]) for metric in sorted(found)
+    }
+
+
+def _joined(curves: Sequence[dict[str, list[Any]]]) -> "DataFrame":
+    """Curves below each other; a column that one of them lacks is empty there."""
+    from pandas import DataFrame
+
+    sizes = [len(curve["run_id"]) for curve in curves]
+    joined = {
+        name: [v for curve, n in zip(curves, sizes, strict=True) for v in curve.get(name, [None] * n)]
+        for name in dict.fromkeys(name for curve in curves for name in curve)
+    }
+    return DataFrame({name: _series(name, values) for name, values in joined.items()})
 
 
 def _natural(setting: str) -> list[str | float]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from landscape_cli import config, engine, measurement, runs, store
+from landscape_cli import config, engine, experiment, measurement, minima, runs, store
+from landscape_cli.errors import Fault
 from landscape_cli.measurement import key_of
-from landscape_cli.point import Estimate, Point
+from landscape_cli.point import Estimate, Point, exact
 from landscape_cli.registry import REGISTRY, Entry
 from landscape_cli.session import Record, Session
 
@@ -204,3 +207,139 @@ def test_a_row_of_several_says_which_and_replaces_the_list_in_its_setting(monkey
     told = measurement.setting("toy", {"radius": [0.5, 0.25], "seed": 3}, "radius=0.5")
     assert told == "radius=0.5;seed=3"
     assert measurement.setting("toy", {"radius": [0.1], "seed": 0}, "radius=0.1") == "radius=0.1"
+
+
+def curve(at: Point, *, rows: int = 1, lost: int = -1) -> dict[str, Estimate]:
+    """A curve of 3 points a minimum in its first row (in all if `rows` is negative), and two directions a row."""
+    K, found = len(at.theta), {}
+    x = torch.arange(3.0, dtype=torch.float64).expand(K, 3)
+    for r in range(abs(rows)):
+        estimate = exact(at.theta[:, 0].double())
+        if r == 0 or rows < 0:
+            estimate.table = {"y": (x + r) / torch.arange(K)[:, None], "x": x}  # 0 / 0 and 1 / 0 at the first
+        estimate.vectors = torch.stack([at.theta * (r + 1), -at.theta], 1)
+        found[f"part={r}"] = estimate.undefined(torch.arange(K) == lost, "gone")
+    return found
+
+
+def curves(session: Session, metric: str = "toy") -> list[dict[str, Any]]:
+    experiment._metrics_table(session, session.finished(), {run.run_id: run.settings for run in session.runs})
+    table = store.read_table(session.folder / "tables" / f"{metric}.csv")
+    return experiment.as_json(table)
+
+
+def test_a_curve_goes_into_its_cell_and_out_to_a_tidy_table(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = tiny(SMALL)
+    register(monkeypatch, curve)
+    records, ids = trained(session), [run.run_id for run in session.runs]
+    measure(session, records, [("toy", {"rows": 2, "lost": 2})])
+    (path,) = (session.folder / "cells" / ids[0]).glob("toy-*.json")
+    assert json.loads(path.read_bytes())["curves"] == [
+        {"setting": "lost=2;rows=2", "columns": ["y", "x"], "values": [[None] * 3, [0.0, 1.0, 2.0]]}
+    ]
+    found = curves(session)
+    assert list(found[0]) == ["run_id", "group", "seed", "epoch", "setting", "y", "x"]
+    assert [r["run_id"] for r in found] == [ids[0]] * 3 + [ids[1]] * 3  # the third has no value, and no curve
+    assert [(r["seed"], r["group"], r["epoch"], r["x"], r["y"]) for r in found[3:]] == [
+        (1, "all", None, x, x) for x in (0.0, 1.0, 2.0)
+    ]
+    measure(session, records, [("toy", {"rows": -2})])  # a curve in each row: the setting tells them apart
+    each = [r for r in curves(session) if r["run_id"] == ids[2] and "rows=-2" in r["setting"]]
+    assert [(r["setting"], r["y"]) for r in each] == [
+        *(("part=0;rows=-2", x / 2) for x in (0.0, 1.0, 2.0)),
+        *(("part=1;rows=-2", (x + 1) / 2) for x in (0.0, 1.0, 2.0)),
+    ]
+    csv = session.folder / "tables" / "toy.csv"
+    before = csv.read_bytes()
+    csv.unlink()
+    curves(session)
+    assert csv.read_bytes() == before  # it is derived from the cells
+    register(monkeypatch, curve, version=2)
+    with pytest.raises(Fault, match="cannot be read"):
+        curves(session)  # no cell is today's: no table is left
+    assert not csv.exists()
+
+
+def test_directions_are_kept_beside_their_cell(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def toy(at: Point, *, rows: int = 2, lost: int = 1) -> dict[str, Estimate]:
+        calls.append(len(at.theta))
+        return curve(at, rows=rows, lost=lost)
+
+    session = tiny(SMALL)
+    register(monkeypatch, toy)
+    records, ids, wanted = trained(session), [run.run_id for run in session.runs], [("toy", {})]
+    measure(session, records, wanted)
+    cells = [next((session.folder / "cells" / i).glob("toy-*.json")) for i in ids]
+    told = [json.loads(path.read_bytes()).get("vectors") for path in cells]
+    files = [path.with_suffix(".safetensors") for path in cells]
+    assert told == [store.file_hash(files[0]), None, store.file_hash(files[2])] and not files[1].exists()
+    kept = load_file(files[2])
+    theta = minima.read(session.folder / records[ids[2]]["minimum"]["file"], session.module(session.runs[2].settings))
+    assert set(kept) == {f"v{i}.{name}" for i in (1, 2, 3, 4) for name in theta.params}
+    for name, weight in theta.params.items():
+        for i, factor in ((1, 1), (2, -1), (3, 2), (4, -1)):  # rows in order, the directions of each
+            assert torch.equal(kept[f"v{i}.{name}"], factor * weight)
+    files[0].unlink()
+    files[2].write_bytes(b"x")
+    assert len(measure(session, records, wanted)) == 3 and calls == [3, 3]  # both are made again, together
+    assert [w.partition(": ")[::2] for w in session.warnings] == [
+        (str(files[0]), "cannot be read (No such file or directory): taken as missing, will be made again"),
+        (str(files[2]), "damaged (its hash differs): taken as missing, will be made again"),
+    ]
+    assert [store.file_hash(files[k]) for k in (0, 2)] == [told[0], told[2]]  # to the same bits
+    measure(session, records, wanted)
+    assert calls == [3, 3]
+
+
+def test_directions_are_on_disk_before_the_cell_that_speaks_of_them(
+    tiny: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed: list[str] = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: placed.append(Path(b).suffix) or replace(a, b))
+    session = tiny(SMALL)
+    register(monkeypatch, curve)
+    records = trained(session)
+    placed.clear()
+    measure(session, records, [("toy", {})])
+    assert placed == [".safetensors"] * 3 + [".json"] * 3
+
+
+@pytest.mark.parametrize(
+    ("table", "vectors", "wrong"),
+    [
+        (
+            {"x": (3, 5), "y": (3, 4)},
+            None,
+            "columns of its table have shapes {'x': (3, 5), 'y': (3, 4)}, all must be (3, ",
+        ),
+        ({"x": (2, 5)}, None, "columns of its table have shapes {'x': (2, 5)}, all must be (3, points)"),
+        ({"epoch": (3, 5)}, None, "a column of its table must not be called epoch"),
+        ({}, (3, 9), "its vectors have shape (3, 9), must be (3, k, "),
+    ],
+)
+def test_a_curve_that_does_not_fit_is_a_failed_row(
+    tiny: Open, monkeypatch: pytest.MonkeyPatch, table: dict[str, Any], vectors: Any, wrong: str
+) -> None:
+    def toy(at: Point) -> Estimate:
+        found = exact(at.theta[:, 0].double())
+        found.table = {name: torch.zeros(shape) for name, shape in table.items()}
+        found.vectors = torch.zeros(vectors) if vectors else None
+        return found
+
+    session = tiny(SMALL)
+    register(monkeypatch, toy)
+    found = measure(session, trained(session), [("toy", {})])
+    assert all(r["status"] == "failed" and r["message"].startswith(f"ValueError: {wrong}") for (r,) in found.values())
+
+
+def test_curves_of_snapshots_say_their_epoch(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = tiny(SMALL | {"training": SMALL["training"] | {"snapshots": [0, 1]}, "seeds": 2})
+    register(monkeypatch, curve)
+    settings_of = {run.run_id: run.settings for run in session.runs}
+    measurement.measure(session, trained(session), [("toy", {})], settings_of, along=True)
+    assert [r["epoch"] for r in curves(session)] == [e for e in (None, 0, 1) for _ in range(3)] * 2
+    files = list((session.folder / "cells").rglob("*.safetensors"))
+    assert len(files) == 6 and len({store.file_hash(f) for f in files}) == 6

@@ -170,3 +170,38 @@ def test_python_csv_agrees(tmp_path: Path) -> None:
         ['"', "2.0"],
         ["", "3.0"],
     ]
+
+
+def test_curve_tables_are_tidy_and_in_order(tmp_path: Path) -> None:
+    """By run, setting, epoch, the minimum first; columns that a curve lacks are empty; not every cell has one."""
+    runs = [RUN | {"run_id": "r2", "group": "large", "seed": 1}, RUN]
+
+    def curve(setting: str, **columns: list[Any]) -> dict[str, Any]:
+        return {"setting": setting, "columns": list(columns), "values": list(columns.values())}
+
+    def with_curve(run_id: str, setting: str, epoch: int | None = None, **columns: list[Any]) -> dict[str, Any]:
+        more = {} if epoch is None else {"epoch": epoch}
+        return cell(run_id, "density", setting) | {"curves": [curve(setting, **columns)]} | more
+
+    cells = [
+        with_curve("r1", "m=10", x=[1.5, None], y=[1, 2]),
+        with_curve("r1", "m=2", epoch=5, x=[0.25, 0.5]),
+        with_curve("r1", "m=2", x=[0.0, 1.0], z=["=1+1", "b"]),
+        with_curve("r2", "", x=[1e-300, 0.1 + 0.2]),
+        with_curve("stale", "", x=[9.0]),
+        cell("r1", "regret", ""),
+        cell("r1", "other", "") | {"curves": [curve("", rank=[1, 2, 3])]},
+    ]
+    found = store.curve_tables(cells, runs)
+    assert list(found) == ["density", "other"]
+    frame = found["density"]
+    assert list(frame.columns) == ["run_id", "group", "seed", "epoch", "setting", "x", "z", "y"]
+    keys = [(r, s) for r, s in zip(frame["run_id"], frame["setting"], strict=True)]
+    assert keys == [("r2", "")] * 2 + [("r1", "m=2")] * 4 + [("r1", "m=10")] * 2
+    assert frame["epoch"].isna().tolist() == [True] * 4 + [False] * 2 + [True] * 2
+    assert frame["group"].tolist() == ["large"] * 2 + ["small"] * 6
+    assert frame["y"].dtype == "Int64" and frame["z"].tolist() == [""] * 2 + ["=1+1", "b"] + [""] * 4
+    for name, table in found.items():
+        assert_frame_equal(round_trip(table, tmp_path / f"{name}.csv"), table, check_exact=True)
+        assert store.table_bytes(store.curve_tables(cells[::-1], runs)[name]) == store.table_bytes(table)
+    assert store.curve_tables([], runs) == {}
