@@ -19,15 +19,19 @@ from landscape_cli.yamlmarks import Where, flow, kind, printable, show
 
 MAX_RUNS = 100_000
 ONLY_WITH = {  # setting -> the setting without which it would do nothing, and the values of that
-    "momentum": ("optimizer", ["sgd"]),
-    "nesterov": ("optimizer", ["sgd"]),
+    "momentum": ("optimizer", ["sgd", "sam"]),
+    "nesterov": ("optimizer", ["sgd", "sam"]),
     "beta1": ("optimizer", ["adam"]),
     "beta2": ("optimizer", ["adam"]),
     "epsilon": ("optimizer", ["adam"]),
+    "rho": ("optimizer", ["sam"]),
+    "adaptive": ("optimizer", ["sam"]),
     "milestones": ("schedule", ["step"]),
     "decay": ("schedule", ["step"]),
     "lr_base_batch": ("lr_scaling", ["linear", "sqrt"]),
 }
+SNAPSHOTS = "add the epochs to keep, snapshots: [0, 1, 2, 5, 10]"
+YOUNG = ("rho", "adaptive")  # came after the first results were made: runs that do without keep their ids
 
 
 def canonical(obj: Any) -> str:
@@ -49,6 +53,9 @@ def top(data: dict[str, Any], known: Known) -> list[Problem]:
         Experiment.model_validate(data)
     except ValidationError as error:
         return [p for p in explain(error, data, (), known) if p.where[0] not in (*NAMED,) or p.where[0] not in data]
+    swept = data.get("grid", {}).get("training.snapshots", [])
+    if data.get("along") and not any([data["training"].get("snapshots"), *swept]):
+        return [Problem(("along",), f"does nothing without training.snapshots: {SNAPSHOTS}")]
     return []
 
 
@@ -264,7 +271,13 @@ def combinations(base: dict[str, Any], swept: dict[str, list[Any]]) -> Iterator[
         settings = base
         for key, value in chosen.items():
             settings = put(settings, tuple(key.split(".")), value)
-        yield chosen, deepcopy(settings)
+        yield chosen, deepcopy({**settings, "training": _without_young(settings["training"])})
+
+
+def _without_young(training: dict[str, Any]) -> dict[str, Any]:
+    idle = (k for k in YOUNG if training[ONLY_WITH[k][0]] not in ONLY_WITH[k][1])
+    gone = {k for k in idle if training[k] == Training.model_fields[k].default}
+    return {k: v for k, v in training.items() if k not in gone}
 
 
 def clashes(base: dict[str, Any], swept: dict[str, list[Any]], seeds: Any) -> list[Problem]:
@@ -291,5 +304,5 @@ def _clashes(data: dict[str, Any], training: dict[str, Any], swept: dict[str, An
         yield ("training", "schedule"), "step needs milestones, the epochs at which lr falls"
     for key, (other, values) in ONLY_WITH.items():
         default = Training.model_fields[key].default
-        if training[key] != default and training[other] not in values and f"training.{other}" not in swept:
+        if training.get(key, default) != default and training[other] not in values and f"training.{other}" not in swept:
             yield ("training", key), f"does nothing with {other} {training[other]}, only with {' or '.join(values)}"

@@ -76,15 +76,17 @@ class Stop(Section):
 class Training(Section):
     """How a run is trained."""
 
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam", "sam"] = "sgd"
     lr: Positive = Field(description="learning rate")
     batch_size: Count | Literal["full"] = Field(description="samples of a step, or full")
-    momentum: Share = Field(0.0, description="of sgd")
-    nesterov: bool = Field(False, description="of sgd, with momentum")
+    momentum: Share = Field(0.0, description="of sgd and sam")
+    nesterov: bool = Field(False, description="of sgd and sam, with momentum")
     weight_decay: NonNegative = 0.0
     beta1: Share = Field(0.9, description="of adam")
     beta2: Share = Field(0.999, description="of adam")
     epsilon: Positive = Field(1e-8, description="of adam")
+    rho: Positive = Field(0.05, description="of sam: length of the step up, in units of |w| if adaptive")
+    adaptive: bool = Field(False, description="of sam: the step up elementwise in proportion to |w| (ASAM)")
     lr_scaling: Literal["none", "linear", "sqrt"] = Field("none", description="lr times batch_size / lr_base_batch")
     lr_base_batch: Count = Field(128, description="of lr_scaling")
     schedule: Literal["constant", "cosine", "step"] = Field("constant", description="cosine runs over max_epochs")
@@ -114,6 +116,7 @@ class Experiment(Section):
     seeds: Count = Field(1, description="runs of each combination, seeds 0, 1, ...")
     precision: Precision = Field("float32", description="of training and metrics")
     metrics: SkipValidation[Metrics] = "default"
+    along: bool = Field(False, description="measure training.snapshots too, not only the minima")
     compare: Compare | None = None
 
 

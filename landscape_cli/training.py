@@ -21,8 +21,9 @@ from landscape_cli.datasets import Data
 from landscape_cli.network import Network, Params, Pass, collect_statistics
 from landscape_cli.objective import MEMORY, Objective, flatten
 
-PER_RUN = ("lr", "weight_decay", "momentum")  # settings that may differ inside a stack
+PER_RUN = ("lr", "weight_decay", "momentum", "rho")  # settings that may differ inside a stack
 BLOCK = 2**26  # bytes of inputs gathered at once
+HISTORY = ("epoch", "step", "train_loss", "test_loss")
 Settings = dict[str, Any]  # the `training` section of one run, complete
 
 
@@ -36,7 +37,7 @@ class State:
         step: optimizer steps taken.
         moments: the optimizer's buffers, each like params.
         finite: the last parameters seen with a finite loss, for runs that diverge.
-        history: for each place of the stack, epochs, steps and training losses on the way.
+        history: for each place of the stack, epochs, steps, training and test losses on the way.
         seconds: for each place of the stack, its share of the time.
     """
 
@@ -126,14 +127,14 @@ def train(
         stop, losses, gradient = common["stop"], None, None
         due = first == 0 and (epoch % stop["check_every"] == 0 or epoch >= stop["max_epochs"])
         if free_check:
-            losses, gradient = _full_gradient(network, state, buffers, data, piece)
+            losses, gradient = _full_gradient(network, state, state.params, buffers, data, piece)
         elif due:
             losses = _evaluate(network, state, buffers, data)
         if first == 0:
             yield from _snapshots(network, state, buffers, data, epoch, common["snapshots"])
         if losses is not None and due:
             book()
-            leaving = _leaving(state, losses, epoch, stop)
+            leaving = _leaving(state, losses, epoch, stop, lambda: _evaluate(network, state, buffers, data, True))
             if leaving:
                 for i, (status, message) in leaving.items():
                     yield _outcome(network, state, buffers, data, i, epoch, status, message)
@@ -149,6 +150,9 @@ def train(
                 yield _outcome(network, state, buffers, data, i, state.step / per_epoch, status, message)
             break
         if gradient is not None:
+            if common["optimizer"] == "sam":
+                above = _ascended(state, settings, gradient)
+                gradient = _full_gradient(network, state, above, buffers, data, piece)[1]
             _update(state, settings, gradient, per_epoch, batch)
             state.step += 1
         else:
@@ -162,9 +166,9 @@ def begin(params: Params, settings: Settings) -> State:
     """The state before the first step, for parameters (K, *shape) as they were initialized."""
     K = len(next(iter(params.values())))
     params = {n: p.clone() for n, p in params.items()}
-    buffers = {"sgd": 1, "adam": 2}[settings["optimizer"]]
+    buffers = {"sgd": 1, "sam": 1, "adam": 2}[settings["optimizer"]]
     moments = [{n: torch.zeros_like(p) for n, p in params.items()} for _ in range(buffers)]
-    history: list[dict[str, list[float]]] = [{"epoch": [], "step": [], "train_loss": []} for _ in range(K)]
+    history: list[dict[str, list[float]]] = [{key: [] for key in HISTORY} for _ in range(K)]
     return State(params, list(range(K)), 0, moments, dict(params), history, [0.0] * K)
 
 
@@ -185,16 +189,23 @@ def _advance(
         index = order[:, start * batch : stop * batch]
         X, Y = data.x_train[index], data.y_train[index]  # (A, block * batch, ...)
         for x, y in zip(X.split(batch, 1), Y.split(batch, 1), strict=True):
-            gradient = _gradient(network, state, x, y, common, seeds)
+            gradient = _gradient(network, state, state.params, x, y, common, seeds)
+            if common["optimizer"] == "sam":
+                gradient = _gradient(network, state, _ascended(state, settings, gradient), x, y, common, seeds)
             _update(state, settings, gradient, per_epoch, batch)
             state.step += 1
         if stop < per_epoch:
             tick(state)
 
 
-def _gradient(network: Network, state: State, x: Tensor, y: Tensor, common: Settings, seeds: list[int]) -> list[Tensor]:
-    """Gradient of each run's mean loss on its own minibatch, x (A, B, ...), y (A, B)."""
-    leaves = {n: p.requires_grad_() for n, p in state.params.items()}
+def _gradient(
+    network: Network, state: State, params: Params, x: Tensor, y: Tensor, common: Settings, seeds: list[int]
+) -> list[Tensor]:
+    """Gradient of each run's mean loss on its own minibatch, x (A, B, ...), y (A, B), at `params` (A, *shape).
+
+    Both gradients of a SAM step have its batch statistics from their own pass and the same dropout masks.
+    """
+    leaves = {n: p.requires_grad_() for n, p in params.items()}
     normed, dropping = network.normalizes, network.drops
     generators = [stream(seeds[row], "dropout", state.step) for row in state.active] if dropping else None
     how = Pass(batchnorm="batch" if normed else "fixed", generators=generators)
@@ -212,11 +223,11 @@ def _blank(network: Network, K: int, like: Tensor) -> Params:
 
 
 def _full_gradient(
-    network: Network, state: State, buffers: Params, data: Data, piece: int
+    network: Network, state: State, params: Params, buffers: Params, data: Data, piece: int
 ) -> tuple[Tensor, list[Tensor]]:
     """Training losses (A,) and the gradients of a full-batch step, from one pass, in pieces that fit into memory."""
     own = {n: b[state.active] for n, b in buffers.items()}
-    leaves = {n: p.requires_grad_() for n, p in state.params.items()}
+    leaves = {n: p.requires_grad_() for n, p in params.items()}
     losses, gradient = torch.zeros(len(state.active), dtype=torch.float64, device=data.x_train.device), None
     for x, y in zip(data.x_train.split(piece), data.y_train.split(piece), strict=True):
         logits = network(leaves, own, x)
@@ -229,8 +240,25 @@ def _full_gradient(
     return losses / len(data.y_train), gradient
 
 
+def _ascended(state: State, settings: list[Settings], gradient: list[Tensor]) -> Params:
+    """Where SAM takes its gradient, w + rho T^2 g / |T g| (A, *shape), for the gradient g of the loss without decay.
+
+    T = 1 (Foret et al. 2021, eq. 2), or with `adaptive` T = diag |w| over all parameters (ASAM: Kwon et al. 2021,
+    without their eta: a parameter at 0 stays there). A run's norm is its own, over all its parameters.
+    """
+    own = [settings[row] for row in state.active]
+    with torch.no_grad():
+        T = [p.abs() if own[0]["adaptive"] else 1.0 for p in state.params.values()]
+        Tg = [t * g for t, g in zip(T, gradient, strict=True)]
+        length = torch.stack([a.flatten(1).norm(dim=1) for a in Tg]).norm(dim=0)  # (A,)
+        rho = torch.tensor([s["rho"] for s in own], dtype=length.dtype, device=length.device)
+        step = rho / length.clamp_min(torch.finfo(length.dtype).tiny)  # no gradient: no way up
+        moved = zip(state.params.items(), T, Tg, strict=True)
+        return {n: p + step.view(-1, *[1] * (p.dim() - 1)) * t * a for (n, p), t, a in moved}
+
+
 def _update(state: State, settings: list[Settings], gradient: list[Tensor], per_epoch: int, batch: int) -> None:
-    """One step of SGD (momentum, Nesterov, L2 decay) or Adam, as torch.optim does it, with settings per run."""
+    """One step of SGD (momentum, Nesterov, L2 decay; for SAM too) or Adam, as torch.optim does it, settings per run."""
     own = [settings[row] for row in state.active]
     common, params = own[0], list(state.params.values())
     factor = _schedule(common, state.step, per_epoch, batch)
@@ -285,26 +313,36 @@ def _schedule(common: Settings, step: int, per_epoch: int, batch: int) -> float:
     return factor
 
 
-def _evaluate(network: Network, state: State, buffers: Params, data: Data) -> Tensor:
-    """Average training loss (A,) in evaluation mode, BatchNorm on the whole set's statistics."""
+def _evaluate(network: Network, state: State, buffers: Params, data: Data, test: bool = False) -> Tensor:
+    """Average loss (A,) in evaluation mode, BatchNorm on the whole training set's statistics.
+
+    Test samples are taken evenly spaced, at most as many as there are to train on.
+    """
+    every = -(-len(data.y_test) // len(data.y_train))
+    x, y = (data.x_test[::every], data.y_test[::every]) if test else (data.x_train, data.y_train)
     params = {n: p.detach() for n, p in state.params.items()}
     own = collect_statistics(network, params, {n: b[state.active] for n, b in buffers.items()}, data.x_train)
-    return Objective(network, params, own, data.x_train, data.y_train).loss(flatten(params))
+    return Objective(network, params, own, x, y).loss(flatten(params))
 
 
-def _leaving(state: State, losses: Tensor, epoch: int, stop: Settings) -> dict[int, tuple[str, str]]:
-    """Which active runs end here, with status and message; notes losses on the way."""
+def _leaving(
+    state: State, losses: Tensor, epoch: int, stop: Settings, test: Callable[[], Tensor]
+) -> dict[int, tuple[str, str]]:
+    """Which active runs end here, with status and message; notes losses on the way, those of the test set by `test`."""
     leaving = {}
     note = epoch in _NOTED or epoch < 10
     if bool(torch.isfinite(losses).all()) and (note or not state.finite):
         state.finite = {n: p.detach().clone() for n, p in state.params.items()}
-    for i, (row, loss) in enumerate(zip(state.active, losses.tolist(), strict=True)):
+    for i, loss in enumerate(losses.tolist()):
         reached = stop["train_loss"] is not None and loss <= stop["train_loss"]
         if reached or epoch >= stop["max_epochs"] or not math.isfinite(loss):
             leaving[i] = _verdict(loss, stop, "max_epochs")
-        if (note or i in leaving) and math.isfinite(loss):
-            for key, value in (("epoch", epoch), ("step", state.step), ("train_loss", loss)):
-                state.history[row][key].append(value)
+    others = test().tolist() if note or leaving else []
+    for i, (row, loss, other) in enumerate(zip(state.active, losses.tolist(), others, strict=False)):
+        if (note or i in leaving) and math.isfinite(loss) and math.isfinite(other):
+            for key, value in zip(HISTORY, (epoch, state.step, loss, other), strict=True):
+                if key in state.history[row]:  # a state that an older version saved goes on without test losses
+                    state.history[row][key].append(value)
     return leaving
 
 

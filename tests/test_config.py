@@ -277,7 +277,11 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
     ),
     "setting without effect": (
         edit("  lr: 0.1", "  optimizer: adam\n  momentum: 0.9\n  lr: 0.1"),
-        "cfg.yaml:7:13: training.momentum: does nothing with optimizer adam, only with sgd\n    momentum: 0.9",
+        "cfg.yaml:7:13: training.momentum: does nothing with optimizer adam, only with sgd or sam\n    momentum: 0.9",
+    ),
+    "rho without sam": (
+        edit("  lr: 0.1", "  rho: 0.1\n  lr: 0.1"),
+        "cfg.yaml:6:8: training.rho: does nothing with optimizer sgd, only with sam\n    rho: 0.1",
     ),
     "step without milestones": (
         edit("  lr: 0.1", "  schedule: step\n  lr: 0.1"),
@@ -439,6 +443,19 @@ def test_combinations_are_checked_as_a_whole_only_where_they_occur(resolve) -> N
     assert len(config.expand(resolve(both))) == 4  # momentum is for the sgd half
 
 
+def test_settings_of_sam_leave_the_ids_of_other_runs_alone(resolve) -> None:
+    """They came after the first results were made; in a sweep of optimizers they are for the half that uses them."""
+    before = [r.run_id for r in config.expand(resolve(GOOD))]
+    assert before == [r.run_id for r in config.expand(resolve(GOOD, "training.rho=0.05", "training.adaptive=false"))]
+    runs = config.expand(resolve(edit("training.batch_size: [10, 1000]", "training.optimizer: [sgd, sam]")))
+    assert [r.group for r in runs] == ["sgd", "sgd", "sam", "sam"]
+    assert [r.run_id.rpartition("-")[2] for r in runs[:2]] == [i.rpartition("-")[2] for i in before[:2]]
+    own = [{k: r.settings["training"].get(k) for k in ("rho", "adaptive")} for r in runs[::2]]
+    assert own == [{"rho": None, "adaptive": None}, {"rho": 0.05, "adaptive": False}]
+    swept = resolve(edit("training.batch_size: [10, 1000]", "training.rho: [0.05, 0.1]"), "training.optimizer=sam")
+    assert len({r.run_id.rpartition("-")[2] for r in config.expand(swept)}) == 4
+
+
 def test_measurements_are_complete_and_one_row_a_value(resolve) -> None:
     def rows(metrics: str) -> list[tuple[str, dict[str, Any]]]:
         return config.measurements(resolve(GOOD + f"metrics: {metrics}\n"))
@@ -499,7 +516,7 @@ def test_a_config_is_found_by_path_by_local_name_then_among_those_shipped(tmp_pa
     for target, message in {
         "small-vs-larg": "config small-vs-larg: no such file or name, did you mean 'small-vs-large'?",
         "a/mnist1.yaml": "config a/mnist1.yaml: no such file or name, did you mean 'mnist1d'?",
-        "\0zz": "config \\x00zz: no such file or name; known: batch-size-sweep, essay, mnist1d, small-vs-large",
+        "\0zz": f"config \\x00zz: no such file or name; known: {', '.join(sorted(config.shipped()))}",
         "configs": "config configs: is a folder, name a file in it",
     }.items():
         with pytest.raises(Fault) as fault:

@@ -15,6 +15,7 @@ from torch import Tensor
 from landscape_cli import training
 from landscape_cli.datasets import Data
 from landscape_cli.models import build_module
+from landscape_cli.objective import Objective, flatten
 from landscape_cli.training import Outcome, State
 
 MLP = {"name": "mlp", "hidden": [7]}
@@ -241,7 +242,54 @@ def test_history_and_time() -> None:
     assert history["step"] == [4 * e for e in history["epoch"]]
     module = by_hand(MLP, data, s, 1, 12, lambda e, t: s["lr"])
     assert history["train_loss"][-1] == pytest.approx(loss_of(module, data), abs=1e-10)
+    test = Data(data.x_test, data.y_test, data.x_test, data.y_test, 3)
+    assert history["test_loss"][-1] == pytest.approx(loss_of(module, test), abs=1e-10)
+    assert len(history["test_loss"]) == len(history["epoch"])
     assert outcome.row == 1 and all(0 < t < 60 for t in state.seconds)
+
+
+@pytest.mark.parametrize("model", [MLP, NORMED])
+@pytest.mark.parametrize("batch_size", [10, "full"])
+def test_the_last_losses_of_the_history_are_those_of_the_minimum(model: Settings, batch_size: Any) -> None:
+    """In evaluation mode, each run at its own end, by a large test set's evenly spaced samples."""
+    few, many = some_data(40), some_data(90, seed=1)
+    data = Data(few.x_train, few.y_train, many.x_train, many.y_train, 3)
+    s = settings_of(batch_size=batch_size, lr=0.1, stop={"train_loss": 0.8, "max_epochs": 2000})
+    net, state, buffers = begin(model, data, [s] * 3, [0, 1, 2])
+    outcomes = list(training.train(net, data, [s] * 3, [0, 1, 2], state, buffers))
+    assert len(outcomes) == 3 and len({o.steps for o in outcomes}) > 1
+    for o in outcomes:
+        theta, history = flatten(o.params), state.history[o.row]
+        for key, x, y in (
+            ("train_loss", data.x_train, data.y_train),
+            ("test_loss", data.x_test[::3], data.y_test[::3]),  # 30: at most the 40 that it trains on
+        ):
+            due = float(Objective(net, o.params, o.buffers, x, y).loss(theta))
+            assert history[key][-1] == pytest.approx(due, abs=1e-10)
+        assert history["step"][-1] == o.steps
+
+
+def test_test_losses_are_asked_for_at_noted_epochs_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, evaluate = [], training._evaluate
+
+    def counted(network: Any, state: State, buffers: Any, data: Data, test: bool = False) -> Tensor:
+        asked.extend([state.step] if test else [])
+        return evaluate(network, state, buffers, data, test)
+
+    monkeypatch.setattr(training, "_evaluate", counted)
+    data, s = some_data(40), settings_of(batch_size="full", stop={"max_epochs": 400})
+    net, state, buffers = begin(MLP, data, [s] * 2, [0, 1])
+    list(training.train(net, data, [s] * 2, [0, 1], state, buffers))
+    assert asked == state.history[0]["step"] and len(asked) < 100
+
+
+def test_a_state_of_an_older_version_goes_on_without_test_losses() -> None:
+    data, s = some_data(40), settings_of(stop={"max_epochs": 5})
+    net, state, buffers = begin(MLP, data, [s], [0])
+    state.history = [{"epoch": [], "step": [], "train_loss": []}]
+    (outcome,) = training.train(net, data, [s], [0], state, buffers)
+    assert state.history[0]["epoch"] == [0, 1, 2, 3, 4, 5] and "test_loss" not in state.history[0]
+    assert distance(outcome, run(MLP, data, [s], [0])[0]) == 0
 
 
 def test_dropout_depends_on_seed_and_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,9 @@ from landscape_cli.metrics import (  # noqa: I001  # table order
     spectrum,
     relative,
     sharpness,
+    adaptive,
+    volume,
+    learning,
     norms,
     margins,
     baselines,
@@ -21,6 +24,7 @@ from landscape_cli.point import Estimate, Point, exact, over_draws
 __all__ = [
     "Estimate",
     "Point",
+    "adaptive",
     "baselines",
     "contrast",
     "curvature",
@@ -28,6 +32,7 @@ __all__ = [
     "exact",
     "gradients",
     "kl",
+    "learning",
     "margins",
     "norms",
     "over_draws",
@@ -37,4 +42,5 @@ __all__ = [
     "scatter",
     "sharpness",
     "spectrum",
+    "volume",
 ]
