@@ -24,7 +24,6 @@ def _margin(at: Point) -> Tensor:
 @metric(
     invariant="permutation,output",
     source="Bartlett et al. 2017; Jiang et al. 2020, appendix C",
-    default=True,
     direction="none",
     cost="one forward pass",
 )

@@ -64,7 +64,6 @@ def parameter_count(at: Point) -> Estimate:
 @metric(
     invariant="permutation,scale",
     source="Bartlett et al. 2017, eq. 1.2; Sedghi et al. 2019, theorem 6 (fft)",
-    default=True,
     direction="none",
     cost="the largest singular value of each weight; with fft, of one matrix a frequency",
 )
@@ -119,7 +118,6 @@ def stable_rank(at: Point) -> Estimate:
 @metric(
     invariant="permutation,filter",
     source="Neyshabur et al. 2015; Jiang et al. 2020, appendix C",
-    default=True,
     direction="none",
     cost="one forward pass of one input",
 )

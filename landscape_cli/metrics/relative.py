@@ -15,9 +15,7 @@ from landscape_cli.registry import Natural, metric
 from landscape_cli.samples import backward, is_dense, layer_gradients, sample_gradients, tapped
 
 
-@metric(
-    invariant="permutation,filter", source="Liang et al. 2019, eq. 3.1", direction="sharp", cost="one tangent pass"
-)
+@metric(invariant="permutation,filter", source="Liang et al. 2019, eq. 3.1", direction="sharp", cost="one tangent pass")
 def fisher_rao(at: Point) -> Estimate:
     """Squared length of the parameters in the metric of the true Fisher information, theta^T F theta.
 
@@ -34,9 +32,7 @@ def fisher_rao(at: Point) -> Estimate:
     return exact(total / at.train.n, at.train.n)
 
 
-@metric(
-    invariant="permutation,filter", source="Liang et al. 2019, eq. 3.1", direction="sharp", cost="one tangent pass"
-)
+@metric(invariant="permutation,filter", source="Liang et al. 2019, eq. 3.1", direction="sharp", cost="one tangent pass")
 def fisher_rao_empirical(at: Point) -> Estimate:
     """Squared length of the parameters in the metric of the empirical Fisher information, mean_i <g_i, theta>^2.
 
@@ -129,4 +125,3 @@ def _rest(at: Point, name: str, W: Tensor, probes: int, seed: int) -> Tensor:
         v[:, at.train.columns[name]] = (W @ Z).flatten(1).to(v)
         found.append((v * H(v)).double().sum(1))
     return torch.stack(found, 1)
-
