@@ -264,6 +264,5 @@ def test_facts() -> None:
     assert not torch.equal(once.value, other.value)
 
 
-@pytest.mark.xfail(strict=True, reason="a rise below rounding of the loss is reported as an exact 0")
 def test_a_rise_below_rounding_is_unresolved() -> None:
     assert shelf(NAME, at_bowl(spectrum=1e-16 * SPECTRUM)).status == ["unresolved"]

@@ -373,7 +373,6 @@ def test_claims_are_what_was_measured() -> None:
     assert {"flat"} == {REGISTRY["metric"][name].facts["direction"] for name in VOLUMES}
 
 
-@pytest.mark.xfail(strict=True, reason="directions that have risen before the least distance count as never rising")
 @pytest.mark.parametrize("h", [1e10, 1e13])
 def test_what_has_risen_before_the_range_is_not_called_flat(h: float) -> None:
     """Distance sqrt(0.2 / h): found, or said to lie below the range."""
@@ -384,7 +383,6 @@ def test_what_has_risen_before_the_range_is_not_called_flat(h: float) -> None:
         assert "already" in found.message[0] or "below" in found.message[0]
 
 
-@pytest.mark.xfail(strict=True, reason="a rise below rounding of the loss is searched for all the same")
 @pytest.mark.parametrize("name", ["flat_volume", *PAC])
 def test_a_rise_below_rounding_is_unresolved(name: str) -> None:
     target = {"target": "loss"} if name in PAC else {}

@@ -12,7 +12,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from landscape_cli.perturb import around, slopes
+from landscape_cli.perturb import around, resolved, slopes
 from landscape_cli.point import Estimate, Point, nothing, over_draws
 from landscape_cli.registry import Count, Natural, NonNegative, Positive, metric
 
@@ -76,6 +76,7 @@ def local_learning_coefficient(
     estimate = over_draws(rises.mean(2), chains * draws)
     estimate.iterations, estimate.residual = burn_in + draws, found.stiffness
     lost = ~torch.isfinite(estimate.value)
+    resolved(at, estimate, estimate.value / nb)
     half = draws // 2
     drift = rises[:, :, -half:].mean(2) - rises[:, :, :half].mean(2)  # (K, chains)
     error, bound = drift.std(1) / chains**0.5, _student(chains - 1)

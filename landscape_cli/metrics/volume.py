@@ -11,7 +11,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from landscape_cli.perturb import Target, around, filter_norms, gaussians, losses, measure_of, seen
+from landscape_cli.perturb import Target, around, filter_norms, gaussians, losses, measure_of, resolved, seen
 from landscape_cli.point import Estimate, Point, Split, exact
 from landscape_cli.registry import Natural, NonNegative, Positive, metric
 
@@ -120,7 +120,8 @@ def _tolerated(
     spread = ((above + below) / 2).std(1) / draws**0.5
     estimate.standard_error = (2 * estimate.value * spread / slope).nan_to_num(torch.inf)
     estimate.undefined(every.high.isinf(), f"the {target} does not rise by {rise:g} up to sigma = {HIGHEST:g}")
-    return estimate.undefined(every.low == 0, f"the {target} has risen by {rise:g} already at sigma = {LOWEST:g}")
+    estimate.undefined(every.low == 0, f"the {target} has risen by {rise:g} already at sigma = {LOWEST:g}")
+    return estimate if target == "error" else resolved(at, estimate, torch.full_like(here, rise))
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,8 @@ def flat_volume(
         directions: uniform on the unit sphere, common to all minima.
         seed: of the directions.
     Returns: (K,), logarithm of a distance in parameter units; standard error over directions. Directions that do not
-        rise in the range are left out and counted in the message; undefined where none does.
+        rise in the range are left out and counted in the message; undefined where none does, or where one has risen
+        before it.
     """
     at = seen(at, split, normalize_logits)
     length = torch.linalg.vector_norm(at.theta, dim=1, keepdim=True)
@@ -329,4 +331,7 @@ def _mean_log_reach(
     for k, c in enumerate(count.tolist()):
         if c < directions:
             estimate.message[k] = f"{directions - c} of {directions} directions do not rise by {rise:g} in the range"
-    return estimate.undefined(count == 0, f"no direction rises by {rise:g} in the range")
+    estimate.undefined(count == 0, f"no direction rises by {rise:g} in the range")
+    early = ((ends.low == 0) & ends.high.isfinite()).any(1)
+    estimate.undefined(early, f"along some directions the loss has risen by {rise:g} already at the least distance")
+    return resolved(at, estimate, torch.full_like(at.loss(), rise))
