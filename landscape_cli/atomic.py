@@ -85,7 +85,7 @@ def _stage(folder: Path, data: bytes) -> Path:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    except BaseException:
+    except BaseException:  # a signal too: whatever stops it, no half file stays
         with suppress(OSError):
             temporary.unlink()
         raise

@@ -205,7 +205,7 @@ class Objective:
         params, along = self.unflatten(theta), self.unflatten(v)
         for x, y in self.chunks(CACHE):
             with torch.no_grad(), fwAD.dual_level():
-                z, change = fwAD.unpack_dual(self.network(moving(params, along), self.buffers, x))
+                z, change = fwAD.unpack_dual(self._forward(moving(params, along), self.buffers, x))
                 yield z, torch.zeros_like(z) if change is None else change, y.expand(len(z), -1)
 
     def fisher_product(self, theta: Tensor) -> Product:

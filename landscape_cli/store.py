@@ -117,7 +117,7 @@ def _owner(folder: Path) -> str:
             owner = json.loads((folder / OWNER).read_bytes())
             who = f"process {int(owner['pid'])} on {owner['host'][:80]} since {owner['since'][:40]}"
             return who if who.isprintable() else "another process"
-        time.sleep(0.02)
+        time.sleep(0.02)  # it is written right after the lock was taken
     return "another process"
 
 

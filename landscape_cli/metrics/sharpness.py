@@ -226,14 +226,14 @@ def m_sharpness(
         tolerance: of the gradient along the sphere, relative to the gradient.
         max_steps: gradients at most for `converged`.
         seed: of the minibatches, common to all minima, and of the Lanczos starts.
-    Returns: (K,), in nats; standard error over minibatches, as of a mean over all of the n // m that the seed's
-        partition has: times sqrt(1 - M m / n), 0 where every sample is used.
+    Returns: (K,), in nats; standard error over minibatches, as of independent ones: another seed cuts the set into
+        others. Single samples are the same for every seed: times sqrt(1 - M / n), 0 where all are used.
     """
     at = seen(at, "train", normalize_logits)
     if minibatch_size > at.train.n:
         return nothing(at, f"fewer than {minibatch_size} samples")
     batches = at.draws(minibatch_size, minibatches, 1, seed)[0]  # (M, m)
-    M, left = len(batches), 1 - batches.numel() / at.train.n
+    M, left = len(batches), 1 - batches.numel() / at.train.n  # left: share of the samples that is not used
     if M == 1 and left > 0:
         return nothing(at, "fewer than 2 minibatches: no standard error")
     K, parts, steps = len(at.theta), [], 1
@@ -249,7 +249,8 @@ def m_sharpness(
         parts.append((rise.view(K, -1), done.view(K, -1)))
     rises, done = (torch.cat(column, 1) for column in zip(*parts, strict=True))  # (K, M)
     estimate = over_draws(rises, M)
-    estimate.standard_error = estimate.standard_error * left**0.5
+    if minibatch_size == 1:
+        estimate.standard_error = estimate.standard_error * left**0.5
     if solver == "converged":
         estimate.iterations = steps
         estimate.not_converged(~done.all(1), "in some minibatch: " + too_few(tolerance, steps, max_steps))
