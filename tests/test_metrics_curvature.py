@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from landscape_cli import point as point_module
-from landscape_cli.metrics import curvature
+from landscape_cli.metrics import curvature, spectrum
 from landscape_cli.metrics.curvature import hessian_frobenius, hessian_top, hessian_trace
 from landscape_cli.point import Estimate, Point
 
@@ -68,7 +68,7 @@ def test_trace_of_the_dense_hessian(name: str) -> None:
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks of any size are too large for the dense Hessian."""
-    for module in (point_module, curvature):
+    for module in (point_module, curvature, spectrum):
         monkeypatch.setattr(module, "DENSE", 0)
 
 
@@ -106,6 +106,16 @@ def test_standard_errors_are_honest(what: Callable[..., Estimate]) -> None:
             inside[factor] += error < 2.3 * factor * float(found.standard_error[0])  # Student's t of 7 degrees
     assert 89 <= inside[1.0] <= 100
     assert inside[0.5] < 85  # teeth: half the standard error is not enough
+
+
+@pytest.mark.usefixtures("large")
+def test_the_variance_of_the_spectrum_is_unbiased_with_few_probes() -> None:
+    """Eigenvalues +1 and -1 alike: second moments are exactly 1, and all that is left to chance is mean^2."""
+    H = symmetric(torch.cat([torch.ones(10), -torch.ones(10)]), 0)[None]
+    at = Quadratic(H, torch.zeros(1, 20, dtype=f64)).point()
+    found = [spectrum.spectral_density(at, probes=2, steps=4, seed=s)["moment=variance"].value for s in range(300)]
+    values = torch.cat(found)
+    assert abs(float(values.mean()) - 1) < 3 * float(values.std()) / 300**0.5 < 0.02
 
 
 def test_negative_definite_hessians_have_no_top() -> None:
