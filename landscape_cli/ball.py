@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 ULP = 1e-15  # what rounding does to a value
-STALL = 1e-7  # of radius |g|, in 50 steps
+STALL = 1e-5  # of radius |g|, in 20 steps
 Function = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -31,8 +31,9 @@ def least_in_ball(
 
     The duality gap of the linear model, <g, x> + radius |g|, bounds f(x) - min f where f is convex, and is 0 at every
     smooth stationary point; it is reported relative to radius |g| of the first gradient seen. A row leaves when its gap
-    is below tolerance, or when it stands: in 50 steps its value fell by less than 1e-7 of that scale, its gap not by
-    half, as on a kink, or where rounding is all that is left. Each row has a step and a momentum of its own.
+    is below tolerance, or when it stands: in 20 steps its value fell by less than 10 tolerances of that scale, at most
+    1e-5, and its gap not by half, as on a kink, or where rounding is all that is left. Each row has a step and a
+    momentum of its own.
 
     Args:
         f: points (r, p) and the numbers of their functions (r,) -> values (r,), gradients (r, p).
@@ -58,8 +59,8 @@ def least_in_ball(
         gap = ((g * x).sum(1) + radius[live] * torch.linalg.vector_norm(g, dim=1)) / size[live]
         out.at[live], out.value[live], out.gap[live] = x, value, gap
         rounds += 1
-        if rounds % 50 == 0:
-            out.stands[live] = (then - value < STALL * size[live]) & (gap > then_gap / 2)
+        if rounds % 20 == 0:
+            out.stands[live] = (then - value < min(10 * tolerance, STALL) * size[live]) & (gap > then_gap / 2)
             then, then_gap = value, gap
         going = (gap > tolerance) & ~out.stands[live]
         if steps >= max_steps or not bool(going.any()):

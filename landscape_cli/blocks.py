@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
 from math import prod
 from typing import Literal
 
@@ -73,39 +74,94 @@ def rows_of(at: Objective, theta: Tensor, ways: Ways) -> list[Rows]:
             for short, row in zip(shorts, rows, strict=False):
                 parts[f"{tap.name}.{short}"].append(row)
     C = len(todo) if at.network.kind == "stacked" else g.shape[0]
-    return [_joined(parts[n], t[0].shape, at.n, C, theta) for n, t in at.like.items()]
+    found: list[Rows] = []
+    last: Tensor | None = None
+    for name, t in at.like.items():
+        kernel = prod(t.shape[3:])
+        if not parts[name]:  # a parameter that no logit depends on
+            found.append(Rows(theta.new_zeros(at.n, C, t[0].numel()), None, kernel))
+            continue
+        pieces, a = zip(*parts[name], strict=True)
+        d = found[-1].d if pieces[0] is last else torch.cat(pieces)  # a bias after its weight shares it
+        found.append(Rows(d, None if a[0] is None else torch.cat(a), kernel))
+        last = pieces[0]
+    return found
 
 
-def _joined(parts: list[tuple[Tensor, Tensor | None]], shape: torch.Size, n: int, C: int, like: Tensor) -> Rows:
-    kernel = prod(shape[2:])
-    if not parts:  # a parameter that no logit depends on
-        return Rows(like.new_zeros(n, C, shape.numel()), None, kernel)
-    d, a = zip(*parts, strict=True)
-    return Rows(torch.cat(d), None if a[0] is None else torch.cat(a), kernel)
+Pair = tuple[Tensor, Tensor]
 
 
-def squares(rows: list[Rows], blocks: Blocks) -> tuple[Tensor, Tensor]:
+def squares(rows: list[Rows]) -> dict[Blocks, Pair]:
     """mean_i |F_i|_F^2 and |F|_F^2 in every block, F = mean_i F_i; each (blocks,) in float64."""
-    if blocks == "kernel":
-        pairs = [_of_kernels(own) for own in rows]
-        return torch.cat([own for own, _ in pairs]), torch.cat([mean for _, mean in pairs])
-    groups = [rows] if blocks == "none" else [[own] for own in rows]
-    found = [_of_block(group) for group in groups]
-    return torch.stack([own for own, _ in found]), torch.stack([mean for _, mean in found])
+    own, mean = _by_outer_products(rows) if _outer_is_less(rows) else _by_rows(rows)
+    kernels = [_of_kernels(r) for r in rows]
+    return {
+        "none": (own[:1], mean[:1]),
+        "layer": (own[1:], mean[1:]),
+        "kernel": (torch.cat([o for o, _ in kernels]), torch.cat([m for _, m in kernels])),
+    }
 
 
-def _of_block(rows: list[Rows]) -> tuple[Tensor, Tensor]:
+def _by_rows(rows: list[Rows]) -> Pair:
+    """First all parameters, then each tensor: by the inner products of rows, or F itself where that is small."""
     n, c = rows[0].d.shape[:2]
-    own = sum(_gram(r, slice(None), pairs=False) for r in rows)
-    of_samples = own.double().square().sum() / n  # type: ignore[union-attr]
+    each = [_gram(r, slice(None), pairs=False) for r in rows]
+    own = torch.stack([g.double().square().sum() for g in [sum(each), *each]]) / n  # type: ignore[union-attr]
     if sum(r.size for r in rows) <= DIRECT:
-        u = torch.cat([r.u for r in rows], 2).flatten(0, 1).double()
-        return of_samples, (u.mT @ u / n).square().sum()
-    total, step = of_samples.new_zeros(()), max(1, PIECE // (n * c * c))
+        u = [r.u.flatten(0, 1).double() for r in rows]
+        return own, torch.stack([(v.mT @ v / n).square().sum() for v in [torch.cat(u, 1), *u]])
+    total, step = torch.zeros_like(own), max(1, PIECE // (n * c * c))
     for i in range(0, n, step):
-        gram = sum(_gram(r, slice(i, i + step)) for r in rows)
-        total += torch.linalg.vector_norm(gram).double().square()
-    return of_samples, total / n**2
+        grams = [_gram(r, slice(i, i + step)) for r in rows]
+        total += torch.stack([torch.linalg.vector_norm(g).double().square() for g in [sum(grams), *grams]])
+    return own, total / n**2
+
+
+def _outer_is_less(rows: list[Rows]) -> bool:
+    """Whether outer products take less work than rows do: passes over n^2 c^2 numbers cost as 30 products each."""
+    c, widths = rows[0].d.shape[1], [layer[0].d.shape[2] for layer in _layers(rows)]
+    if any(own.a is None and own.kernel > 1 for own in rows) or max(widths) ** 2 * len(rows[0].d) * 4 > MEMORY:
+        return False
+    outer = sum(v * w // (2 if i == j else 1) for i, v in enumerate(widths) for j, w in enumerate(widths[: i + 1]))
+    return outer < c * c * sum(w + 30 for w in widths)
+
+
+def _layers(rows: list[Rows]) -> list[list[Rows]]:
+    """A weight and the bias beside it, which have the same d, together."""
+    found: list[list[Rows]] = []
+    for own in rows:
+        if own.a is None and found and found[-1][0].d is own.d:
+            found[-1].append(own)
+        else:
+            found.append([own])
+    return found
+
+
+def _by_outer_products(rows: list[Rows]) -> Pair:
+    """As `_by_rows`: sum_cc' <d_ic, d_jc'> <e_ic, e_jc'> = <sum_c d_ic e_ic^T, sum_c d_jc e_jc^T> for layers d and e.
+
+    So n x n inner products of matrices (out, out') take the place of n c x n c ones of vectors.
+    """
+    n, layers, number = len(rows[0].d), _layers(rows), {id(r): i for i, r in enumerate(rows)}
+    own, mean = rows[0].d.new_zeros(2, 1 + len(rows), dtype=torch.float64)
+    for i, j in combinations_with_replacement(range(len(layers)), 2):
+        d, e = layers[i][0].d, layers[j][0].d
+        outer = d.mT @ e
+        if i == j:  # symmetric: half of it is enough
+            over = torch.triu_indices(*outer.shape[1:], device=d.device)
+            outer = outer[:, *over] * (1 + (over[0] != over[1])).to(d).sqrt()
+        else:
+            outer = outer.flatten(1)
+        for I in torch.arange(n, device=d.device).split(max(1, PIECE // n)):
+            inner = outer[I] @ outer.mT
+            inputs = [[1 if r.a is None else r.a[I] @ r.a.mT for r in layer] for layer in (layers[i], layers[j])]
+            parts = [(0, (1 if i == j else 2) * inner * sum(inputs[0]) * sum(inputs[1]))]
+            if i == j:
+                parts += [(1 + number[id(r)], inner * x * x) for r, x in zip(layers[i], inputs[0], strict=True)]
+            for k, part in parts:
+                mean[k] += part.double().sum()
+                own[k] += part[:, I].diagonal().double().sum()
+    return own / n, mean / n**2
 
 
 def _gram(rows: Rows, I: slice, pairs: bool = True) -> Tensor:

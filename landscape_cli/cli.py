@@ -186,7 +186,7 @@ def measure(
         raise Fault("--along: a checkpoint has no snapshots: name the config of its experiment instead")
     if not checkpoints and len(target) > 1:
         raise Fault(f"one config at a time, or checkpoints with --config: got {', '.join(target)}")
-    sets = [*(sets or []), *([_as_setting(metrics)] if metrics else [])]
+    sets = [*(sets or []), *_as_setting(metrics)]
     _, experiment = _read_for(checkpoints, config or target[0], config is None, sets, plugin, seeds)
     from landscape_cli import experiment as pipeline
     from landscape_cli.config import measurements
@@ -210,9 +210,12 @@ def measure(
 CHECKPOINTS = (".pt", ".pth", ".safetensors")
 
 
-def _as_setting(metrics: str) -> str:
-    names = [name.strip() for name in metrics.split(",") if name.strip()]
-    return f"metrics={names[0]}" if names in (["default"], ["all"]) else f"metrics=[{', '.join(names)}]"
+def _as_setting(metrics: str | None) -> list[str]:
+    """What `--metrics` says, as `--set` would."""
+    names = [name.strip() for name in (metrics or "").split(",") if name.strip()]
+    if metrics is None:
+        return []
+    return [f"metrics={names[0]}" if names in (["default"], ["all"]) else f"metrics=[{', '.join(names)}]"]
 
 
 def _read_for(
@@ -237,6 +240,7 @@ def _read_for(
 @app.command(rich_help_panel=RUNNING)
 def compare(
     config: Annotated[str, CONFIG] = "small-vs-large",
+    metrics: Metrics = None,
     sets: Sets = None,
     seeds: Seeds = None,
     results: Results = RESULTS,
@@ -254,8 +258,9 @@ def compare(
 
     Example: landscape compare small-vs-large
 
-    Example: landscape compare small-vs-large --set training.lr=0.05 --results try2
+    Example: landscape compare small-vs-large --metrics all --set training.lr=0.05 --results try2
     """
+    sets = [*(sets or []), *_as_setting(metrics)]
     _, experiment = _read(config, sets, plugin, seeds)
     with _session(_with_snapshots(experiment, along), results, device, quiet) as session:
         from landscape_cli import console

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from landscape_cli import fisher, linalg, samples
+from landscape_cli import blocks, fisher, linalg, samples
 from landscape_cli.network import piecewise_linear
 from landscape_cli.objective import Objective, sample_losses
 
@@ -268,6 +268,15 @@ class Point:
     def fisher_diagonal(self) -> Tensor:
         """Diagonal of the true Fisher information (K, p), float64."""
         return fisher.fisher_diagonal(self.train, self.theta)
+
+    @shared
+    def fisher_squares(self, empirical: bool) -> dict[blocks.Blocks, tuple[Tensor, Tensor]]:
+        """mean_i |F_i|_F^2 and |F|_F^2 in each block (K, blocks), of F or of the empirical Fisher; float64."""
+        ways, found = fisher.residual_way if empirical else fisher.root_ways, []
+        for k in range(len(self.theta)):
+            found.append(blocks.squares(blocks.rows_of(self.train.alone(k), self.theta[k : k + 1], ways)))
+        pairs = {kind: zip(*(own[kind] for own in found), strict=True) for kind in found[0]}
+        return {kind: (torch.stack(next(sides)), torch.stack(next(sides))) for kind, sides in pairs.items()}
 
     @shared
     def krylov(self, seed: int) -> linalg.Krylov:

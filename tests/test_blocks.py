@@ -24,17 +24,19 @@ def dense(name: str, k: int, empirical: bool) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("empirical", [False, True])
-@pytest.mark.parametrize("direct", [0, 512])
+@pytest.mark.parametrize("way", ["direct", "rows", "outer products"])
 @pytest.mark.parametrize("name", CASES)
-def test_squares_of_every_block(name: str, direct: int, empirical: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With `direct` 0 no block of F is formed, as in nets too large for that."""
-    monkeypatch.setattr(blocks, "DIRECT", direct)
+def test_squares_of_every_block(name: str, way: str, empirical: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However they are computed: F itself is formed in small nets only."""
+    monkeypatch.setattr(blocks, "DIRECT", 512 if way == "direct" else 0)
+    monkeypatch.setattr(blocks, "_outer_is_less", lambda rows: way == "outer products")
+    monkeypatch.setattr(blocks, "PIECE", 20)  # a few samples at a time
     at, theta = objective(name)
     for k in range(K):
         rows = blocks.rows_of(at.alone(k), theta[k : k + 1], residual_way if empirical else root_ways)
         F = dense(name, k, empirical)
         for kind, parts in (("none", [slice(0, theta.shape[1])]), ("layer", list(at.columns.values()))):
-            own, mean = blocks.squares(rows, kind)  # type: ignore[arg-type]
+            own, mean = blocks.squares(rows)[kind]  # type: ignore[index]
             for j, part in enumerate(parts):
                 B = F[:, part, part]
                 assert_close(own[j], B.square().sum((1, 2)).mean(), rtol=1e-9, atol=1e-15)
@@ -44,9 +46,9 @@ def test_squares_of_every_block(name: str, direct: int, empirical: bool, monkeyp
 def test_rows_in_pieces_give_the_same_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     at, theta = objective("relu", n=40)
     rows = blocks.rows_of(at.alone(0), theta[:1], root_ways)
-    whole = blocks.squares(rows, "none")
+    whole = blocks.squares(rows)["none"]
     monkeypatch.setattr(blocks, "DIRECT", 0)
     monkeypatch.setattr(blocks, "PIECE", 7 * 40 * 4)  # rows of 7 samples at a time; 40 is no multiple
-    pieces = blocks.squares(rows, "none")
+    pieces = blocks.squares(rows)["none"]
     assert_close(pieces[0], whole[0], rtol=1e-12, atol=0)
     assert_close(pieces[1], whole[1], rtol=1e-12, atol=0)

@@ -15,6 +15,7 @@ from landscape_cli.linalg import (
     Product,
     Ritz,
     conjugate_gradients,
+    eigenpairs_above,
     extreme_eigenpairs,
     hutchpp,
     lanczos_quadrature,
@@ -68,7 +69,7 @@ def test_the_default_tolerance_gives_six_digits(name: str) -> None:
 def test_residuals_are_those_of_the_definition() -> None:
     """|A v - value v| computed afresh, at a stage where they are far from 0."""
     A = torch.stack([symmetric(torch.linspace(-1, 2, 80), s) for s in (1, 2)])
-    for steps in (4, 8, 15, 80):
+    for steps in (4, 8, 15, 40):
         found = find(A, 2, tolerance=1e-15, max_steps=steps)
         assert found.steps == steps
         wrong = torch.linalg.vector_norm(found.vectors @ A.mT - found.values[..., None] * found.vectors, dim=2)
@@ -177,6 +178,35 @@ def test_the_bottom_of_the_spectrum_out_of_the_same_process() -> None:
     again = extreme_eigenpairs(space_of(A))  # what the space has grown to meanwhile changes nothing
     assert torch.equal(extreme_eigenpairs(space).values, again.values)
     assert torch.equal(top.vectors, again.vectors)
+
+
+@pytest.mark.parametrize("gap", [0.1, 0.5])
+def test_every_eigenvalue_above_a_cutoff(gap: float) -> None:
+    """As many as there are, whatever the company; what is cut off lies close below."""
+    p = 300
+    spectra = [
+        torch.cat([torch.linspace(1, 0.1, 40), 0.1 * (1 - gap) * torch.rand(p - 40)]),
+        torch.cat([torch.logspace(1, 0, 7), torch.linspace(-3, 0.5, p - 7)]),
+        -torch.rand(p),
+    ]
+    A = torch.stack([symmetric(s, i) for i, s in enumerate(spectra)])
+    found = eigenpairs_above(space_of(A), 0.099)
+    for k, (values, residuals, V) in enumerate(found):
+        due = torch.linalg.eigvalsh(A[k])
+        due = due[(due >= 0.099 * due[-1]) & (due > 0)]
+        assert_close(values, due, rtol=1e-6, atol=0)
+        assert_close(V @ A[k], values[:, None] * V, rtol=0, atol=2e-3 * float(due.amax() if len(due) else 1))
+        assert bool((residuals <= 1e-3 * values).all())
+        alone = eigenpairs_above(_same_start(A, k), 0.099)[0]
+        assert_close(alone[0], values, rtol=1e-9, atol=0)
+    assert [len(v) for v, _, _ in found] == [40, int((spectra[1] >= 0.99).sum()), 0]
+    short = eigenpairs_above(space_of(A), 0.099, max_steps=20)
+    assert float((short[0][1] / short[0][0]).max()) > 1e-3  # too few steps are seen
+
+
+def _same_start(A: Tensor, k: int) -> Krylov:
+    every = space_of(A)
+    return Krylov(product_of(A[k : k + 1]), every.start[k : k + 1], torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("p", [60, 400])

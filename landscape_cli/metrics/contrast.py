@@ -16,7 +16,6 @@ from torch import Tensor
 from landscape_cli import blocks as fisher_blocks
 from landscape_cli.blocks import Blocks
 from landscape_cli.climb import climb
-from landscape_cli.fisher import residual_way, root_ways
 from landscape_cli.linalg import top_eigenpairs
 from landscape_cli.objective import Block, Objective
 from landscape_cli.point import Estimate, Point, exact, nothing
@@ -87,12 +86,7 @@ def _by_rows(at: Point, blocks: Blocks, minibatch_size: int, empirical: bool) ->
     """The contrast of squared Frobenius norms of F, or of the empirical Fisher, in blocks."""
     if why := _too_large(at, empirical):
         return nothing(at, why)
-    pairs = []
-    for k in range(len(at.theta)):
-        one = at.train.alone(k)
-        rows = fisher_blocks.rows_of(one, at.theta[k : k + 1], residual_way if empirical else root_ways)
-        pairs.append(fisher_blocks.squares(rows, blocks))
-    own, mean = (torch.stack(side) for side in zip(*pairs, strict=True))
+    own, mean = at.fisher_squares(empirical)[blocks]
     estimate = _geometric(_at_size(own, mean, minibatch_size, at.train.n), mean)
     estimate.samples = at.train.n
     return estimate
@@ -319,7 +313,7 @@ def contrast_sharpness(
     radius: Positive = 0.01,
     blocks: Blocks = "none",
     minibatch_size: Count = 100,
-    tolerance: Positive = 1e-3,
+    tolerance: Positive = 1e-2,
     max_steps: Count = 200,
     seed: Natural = 0,
 ) -> Estimate:
@@ -333,7 +327,7 @@ def contrast_sharpness(
         blocks: none, all parameters; layer, each parameter tensor; kernel, each (output unit, input unit), for at most
             512 parameters.
         minibatch_size: samples m in a minibatch, in one partition of the whole set.
-        tolerance: of the gradient along the sphere, relative to the gradient.
+        tolerance: of the gradient along the sphere, relative to the gradient; the rise is right to about its square.
         max_steps: gradients at most.
         seed: of the partition.
     Returns: (K,), a ratio in units of 1; standard error over minibatches as if drawn with replacement; geometric mean

@@ -35,8 +35,8 @@ def regret_exact(
     *,
     radius: list[Positive] = RADII,
     minibatch_size: Count = 10,
-    minibatches: Many = 20,
-    tolerance: Positive = 1e-8,
+    minibatches: Many = 10,
+    tolerance: Positive = 1e-6,
     max_steps: Count = 2000,
     seed: Natural = 0,
 ) -> dict[str, Estimate]:
@@ -49,7 +49,8 @@ def regret_exact(
         radius: eps / |theta|, a row each; a row radius=0 has the limit, to first order on the same minibatches.
         minibatch_size: samples m in a minibatch.
         minibatches: how many disjoint ones, M; all M (M - 1) ordered pairs are used.
-        tolerance: of the solver's duality gap, relative to eps |g|; the error of R / eps goes with its root.
+        tolerance: of the solver's duality gap, relative to eps |g|; the error of R / eps goes with its root. Where the
+            ball is so large that f_a comes near 0 in it, its argmin is not one point, and R depends on the tolerance.
         max_steps: gradients at most.
         seed: of the minibatches.
     Returns: (K,), in nats per unit of parameter length, >= 0; standard error by the jackknife over minibatches. The
@@ -76,9 +77,9 @@ def regret_kl_exact(
     *,
     radius: list[Positive] = KL_RADII,
     minibatch_size: Count = 10,
-    samples: Samples = 100,
+    samples: Samples = 60,
     over: Over = "minibatches",
-    inputs: Count = 200,
+    inputs: Count = 100,
     tolerance: Positive = 1e-6,
     max_steps: Count = 200,
     seed: Natural = 0,
