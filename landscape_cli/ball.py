@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 ULP = 1e-15  # what rounding does to a value
-STALL = 1e-5  # of radius |g|, in 20 steps
+STALL = 1e-4  # of radius |g|, in 20 steps
 Function = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -32,7 +32,7 @@ def least_in_ball(
     The duality gap of the linear model, <g, x> + radius |g|, bounds f(x) - min f where f is convex, and is 0 at every
     smooth stationary point; it is reported relative to radius |g| of the first gradient seen. A row leaves when its gap
     is below tolerance, or when it stands: in 20 steps its value fell by less than 10 tolerances of that scale, at most
-    1e-5, and its gap not by half, as on a kink, or where rounding is all that is left. Each row has a step and a
+    1e-4, and its gap not by half, as on a kink, or where rounding is all that is left. Each row has a step and a
     momentum of its own.
 
     Args:

@@ -166,7 +166,7 @@ def root(at: Objective, theta: Tensor, r: Tensor | None = None) -> Tensor:
         r: reference class of each input (N,); the most probable ones by default.
     """
     parts, start = [], 0
-    for x, _ in at.chunks(2**24 // theta.shape[1] * 8):
+    for x in at.x.split(max(1, 2**24 // theta.shape[1])):  # gradients are what takes memory here
         own = None if r is None else r[None, start : start + len(x)]
         parts.append(torch.cat(list(sample_gradients(at, theta, x, lambda z, own=own: root_ways(z, own)))))  # type: ignore[misc]
         start += len(x)

@@ -210,8 +210,9 @@ def test_rho_is_spearmans_and_outcomes_are_not_their_own_predictors(tmp_path: Pa
 
 
 def test_no_rho_for_a_constant_or_for_two_runs() -> None:
-    assert plots.spearman(np.ones(5), np.arange(5.0)) == plots.spearman(np.arange(2.0), np.arange(2.0)) == ""
-    assert plots.spearman(np.arange(3.0), -np.arange(3.0)) == "ρ = \N{MINUS SIGN}1.00"
+    for few in ({"value": np.ones(5), "gap": np.arange(5.0)}, {"value": np.arange(2.0), "gap": np.arange(2.0)}):
+        assert np.isnan(plots._spearman(pd.DataFrame(few)))
+    assert plots._spearman(pd.DataFrame({"value": np.arange(3.0), "gap": -np.arange(3.0)})) == -1
 
 
 def test_nothing_to_draw_writes_nothing(tmp_path: Path) -> None:

@@ -86,9 +86,9 @@ def regret_kl(
     at: Point,
     *,
     minibatch_size: Count = 10,
-    samples: Samples = 60,
+    samples: Samples = 50,
     over: Over = "minibatches",
-    inputs: Count = 100,
+    inputs: Count = 75,
     partitions: Many = 16,
     seed: Natural = 0,
 ) -> Estimate:
@@ -128,9 +128,9 @@ def regret_kl_closed_form(
     at: Point,
     *,
     minibatch_size: Count = 10,
-    samples: Samples = 60,
+    samples: Samples = 50,
     over: Over = "minibatches",
-    inputs: Count = 100,
+    inputs: Count = 75,
     partitions: Many = 16,
     seed: Natural = 0,
 ) -> Estimate:
@@ -160,7 +160,7 @@ def regret_kl_closed_form(
 
 @metric(invariant="permutation,smooth", source="ours, docs/essay.md", over=OVER, direction="none", cost=ROOT)
 def fisher_rank_deficit(
-    at: Point, *, samples: Samples = 60, over: Over = "minibatches", inputs: Count = 100, seed: Natural = 0
+    at: Point, *, samples: Samples = 50, over: Over = "minibatches", inputs: Count = 75, seed: Natural = 0
 ) -> Estimate:
     """Share of the rows of U that depend on others, (rows - rank) / rows; 0 says that regret_kl is a closed form.
 
@@ -186,7 +186,7 @@ def fisher_rank_deficit(
     cost=ROOT,
 )
 def tic_fisher(
-    at: Point, *, samples: Samples = 60, over: Over = "minibatches", inputs: Count = 100, seed: Natural = 0
+    at: Point, *, samples: Samples = 50, over: Over = "minibatches", inputs: Count = 75, seed: Natural = 0
 ) -> Estimate:
     """Takeuchi's criterion with the Fisher information, tr(F^+ Cov(g_i)): the spread of gradients in its metric.
 
@@ -221,11 +221,11 @@ def regret_kl_damped(
     at: Point,
     *,
     minibatch_size: Count = 10,
-    samples: Samples = 60,
+    samples: Samples = 50,
     over: Over = "minibatches",
-    inputs: Count = 100,
+    inputs: Count = 75,
     damping: Positive = 1e-2,
-    tolerance: Positive = 1e-3,
+    tolerance: Positive = 1e-2,
     max_steps: Count = 1000,
     seed: Natural = 0,
 ) -> Estimate:
@@ -238,7 +238,7 @@ def regret_kl_damped(
         over: inputs that define F, as in regret_kl.
         inputs: how many in all, for `train_and_test`.
         damping: lambda over the mean eigenvalue of F, tr F / p.
-        tolerance: of the conjugate gradients' relative residual.
+        tolerance: of the conjugate gradients' relative residual; the value's error goes with its square.
         max_steps: products with F at most.
         seed: of the samples.
     Returns: (K,), in sqrt(nats); standard error by the jackknife over minibatches.
@@ -275,9 +275,9 @@ def regret_kl_kfac(
     at: Point,
     *,
     minibatch_size: Count = 10,
-    samples: Samples = 60,
+    samples: Samples = 50,
     over: Over = "minibatches",
-    inputs: Count = 100,
+    inputs: Count = 75,
     seed: Natural = 0,
 ) -> Estimate:
     """Local regret in the KL ball with F replaced by K-FAC, one Kronecker product a layer; an approximation.

@@ -25,7 +25,7 @@ Slopes = Callable[[Tensor, int], tuple[Tensor, Tensor]]
     invariant="none",
     source="Lau et al. 2023, eq. 8 and algorithm 1",
     direction="sharp",
-    cost="480 gradients: chains times burn-in and draws",
+    cost="320 gradients: chains times burn-in and draws",
 )
 def local_learning_coefficient(
     at: Point,
@@ -33,8 +33,8 @@ def local_learning_coefficient(
     step: Positive | None = None,
     gamma: NonNegative | None = None,
     chains: Annotated[int, Ge(2)] = 8,
-    draws: Annotated[int, Ge(8)] = 40,
-    burn_in: Annotated[int, Ge(4)] = 20,
+    draws: Annotated[int, Ge(8)] = 24,
+    burn_in: Annotated[int, Ge(4)] = 16,
     minibatch_size: Count | None = None,
     seed: Natural = 0,
 ) -> Estimate:
