@@ -69,7 +69,7 @@ def least_in_ball(
             live, x, y, value, g, fy, gy, L, t, then, then_gap = (
                 s[going] for s in (live, x, y, value, g, fy, gy, L, t, then, then_gap)
             )
-        new = _onto(y - gy / L[:, None], radius[live])
+        new = _onto(torch.addcmul(y, gy, 1 / L[:, None], value=-1), radius[live])
         fn, gn = f(new, live)
         move = new - y
         bound = fy + (gy * move).sum(1) + L / 2 * move.square().sum(1)
@@ -78,15 +78,21 @@ def least_in_ball(
         L = torch.where(fits, 0.8 * L, 2 * L)
         next_t = (1 + (1 + 4 * t * t).sqrt()) / 2
         push = torch.where(down, (t - 1) / next_t, 0)
-        ahead = _onto(torch.where(down[:, None], new + push[:, None] * (new - x), y), radius[live])
+        ahead = _onto(torch.lerp(x, new, 1 + push[:, None]), radius[live])
         back = fits & ~down  # the momentum went too far: start again from x
-        ahead = torch.where(back[:, None], x, ahead)
+        for rows, stay in ((~fits, y), (back, x)):
+            if bool(rows.any()):
+                ahead[rows] = stay[rows]
         t = torch.where(down, next_t, torch.where(back, 1, t))
-        x, value, g = (torch.where(_as(down, a), a, b) for a, b in ((new, x), (fn, value), (gn, g)))
+        if bool(down.all()):
+            x, value, g = new, fn, gn
+        else:
+            x, value, g = (torch.where(_as(down, a), a, b) for a, b in ((new, x), (fn, value), (gn, g)))
         moved = down & (push > 0)
         plain = (down & (push == 0)) | back  # y is x: its gradient is known
         y = ahead
-        fy, gy = (torch.where(_as(plain, a), a, b) for a, b in ((value, fy), (g, gy)))
+        if bool(plain.any()):
+            fy, gy = (torch.where(_as(plain, a), a, b) for a, b in ((value, fy), (g, gy)))
         steps += 1
         if bool(moved.any()):
             rows = torch.nonzero(moved)[:, 0]

@@ -141,17 +141,24 @@ class Objective:
             parts = [self._sum(params, x, y) for x, y in self.chunks(CACHE)]
         return torch.stack(parts).sum(0) / self.n
 
-    def loss_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Average loss (K,) in float64 and its gradient (K, p) in theta's type, chunks summed in float64."""
-        gradient = torch.zeros(theta.shape, dtype=torch.float64, device=theta.device)
-        loss = gradient.new_zeros(len(theta))
-        params = self._leaves(theta)
+    def loss_and_gradient(self, theta: Tensor, only: str | None = None) -> tuple[Tensor, Tensor]:
+        """Average loss (K,) in float64 and its gradient (K, p) in theta's type, chunks summed in float64.
+
+        Args:
+            theta: (K, p).
+            only: the parameter tensor by which to differentiate; the gradient is then (K, s).
+        """
+        params = self._leaves(theta, only)
+        gradient, loss = None, torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
         for x, y in self.chunks(CACHE):
             part = self._sum(params, x, y)
-            slopes = torch.autograd.grad(part.sum(), list(params.values()), materialize_grads=True)
-            gradient += torch.cat([g.flatten(1) for g in slopes], 1)
+            leaves = [p for p in params.values() if p.requires_grad]
+            slopes = torch.autograd.grad(part.sum(), leaves, materialize_grads=True, allow_unused=True)
+            whole = torch.cat([g.flatten(1) for g in slopes], 1)
+            gradient = whole.double() if gradient is None else gradient.add_(whole)
             loss += part.detach()
-        return loss / self.n, (gradient / self.n).to(theta.dtype)
+        assert gradient is not None
+        return loss / self.n, gradient.div_(self.n).to(theta.dtype)
 
     def symmetrized_kl(self, theta: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         """KL(p || q) + KL(q || p) averaged over inputs (K,), p the predictions at theta, and its gradient (K, p).
@@ -166,7 +173,7 @@ class Objective:
         slopes = torch.autograd.grad(value.sum(), list(params.values()), materialize_grads=True)
         return value.detach(), torch.cat([g.flatten(1) for g in slopes], 1)
 
-    def hessian_product(self, theta: Tensor, *, residual_part: bool = False) -> Product:
+    def hessian_product(self, theta: Tensor, *, residual_part: bool = False, only: str | None = None) -> Product:
         """The function v -> H v, (K, p) -> (K, p), or (K, p, v) -> (K, p, v).
 
         The graph of the gradient is kept and only differentiated again: on a CPU this took 0.6 of the time of
@@ -177,9 +184,10 @@ class Objective:
             theta: the minima (K, p).
             residual_part: H - F instead of H, as the Hessian of <r, logits> with r = softmax - onehot held fixed;
                 no difference of two large numbers is formed.
+            only: the parameter tensor of whose own block it is: (K, s) -> (K, s).
         """
-        params = self._leaves(theta)
-        leaves = list(params.values())
+        params = self._leaves(theta, only)
+        leaves = [p for p in params.values() if p.requires_grad]
         fits = self.n * self.bytes_per_sample <= MEMORY
         chunks = list(self.chunks(max(CACHE, 32 * self.bytes_per_sample) if fits else MEMORY))
         kept = [self._slopes(params, x, y, residual_part) for x, y in chunks] if fits else None
@@ -187,8 +195,8 @@ class Objective:
         def product(v: Tensor) -> Tensor:
             if v.dim() == 3:
                 return torch.stack([product(one) for one in v.unbind(2)], 2)
-            along = list(self.unflatten(v).values())
-            total = torch.zeros(theta.shape, dtype=torch.float64, device=theta.device)
+            along = list(self.unflatten(v).values()) if only is None else [v.view_as(leaves[0])]
+            total = torch.zeros(v.shape, dtype=torch.float64, device=theta.device)
             graphs = kept or (self._slopes(params, x, y, residual_part) for x, y in chunks)
             for slopes in graphs:
                 moving = [(g, a) for g, a in zip(slopes, along, strict=True) if g.requires_grad]
@@ -274,9 +282,10 @@ class Objective:
         logits = self._forward(params, self.buffers if buffers is None else buffers, x)
         return sample_losses(logits, y.expand(len(logits), -1)).double().sum(1)
 
-    def _leaves(self, theta: Tensor) -> Params:
-        """Parameters to differentiate by."""
-        return {n: v.contiguous().requires_grad_() for n, v in self.unflatten(theta.detach()).items()}
+    def _leaves(self, theta: Tensor, only: str | None = None) -> Params:
+        """Parameters, to differentiate by all or by one of them."""
+        params = self.unflatten(theta.detach())
+        return {n: v.contiguous().requires_grad_(only in (None, n)) for n, v in params.items()}
 
     def _slopes(self, params: Params, x: Tensor, y: Tensor, residual_part: bool) -> tuple[Tensor, ...]:
         """Gradient of the summed loss, with its graph."""
@@ -285,7 +294,8 @@ class Objective:
             total = (logits * residuals(logits, y.expand(len(logits), -1)).detach()).sum()
         else:
             total = self._sum(params, x, y).sum()
-        return torch.autograd.grad(total, list(params.values()), create_graph=True, materialize_grads=True)
+        leaves = [p for p in params.values() if p.requires_grad]
+        return torch.autograd.grad(total, leaves, create_graph=True, materialize_grads=True, allow_unused=True)
 
 
 @dataclass(frozen=True)
@@ -296,11 +306,13 @@ class Block:
         of: the objective of R rows.
         theta: where the others stay (R, p).
         columns: which coordinates move (R, s).
+        only: name of the parameter tensor that they are, where they are one.
     """
 
     of: Objective
     theta: Tensor
     columns: Tensor
+    only: str | None = None
 
     @property
     def y(self) -> Tensor:
@@ -316,11 +328,13 @@ class Block:
 
     def loss_and_gradient(self, part: Tensor) -> tuple[Tensor, Tensor]:
         """(R, s) -> (R,), (R, s)."""
-        loss, gradient = self.of.loss_and_gradient(self._at(part))
-        return loss, gradient.gather(1, self.columns)
+        loss, gradient = self.of.loss_and_gradient(self._at(part), self.only)
+        return loss, gradient if self.only else gradient.gather(1, self.columns)
 
     def hessian_product(self, part: Tensor) -> Product:
         """v -> H_BB v, (R, s) -> (R, s)."""
-        H = self.of.hessian_product(self._at(part))
+        H = self.of.hessian_product(self._at(part), only=self.only)
+        if self.only:
+            return H
         nothing = torch.zeros_like(self.theta)
         return lambda v: H(nothing.scatter(1, self.columns, v)).gather(1, self.columns)

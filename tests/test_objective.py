@@ -212,3 +212,15 @@ def test_each_minibatch_of_each_minimum_is_a_row(name: str) -> None:
             assert_close(loss[4 * k + b], at.subset(index).loss(theta)[k], rtol=1e-12, atol=0)
     one = each.rows(torch.tensor([1, 5]))
     assert_close(one.loss_and_gradient(theta)[1], gradient[[1, 5]], rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_parameter_tensor_alone_has_its_part_of_the_gradient_and_of_the_hessian(name: str) -> None:
+    at, theta = objective(name)
+    _, gradient = at.loss_and_gradient(theta)
+    H = torch.stack([oracle(name, k).H for k in range(K)])
+    for only, own in at.columns.items():
+        assert_close(at.loss_and_gradient(theta, only)[1], gradient[:, own], rtol=1e-12, atol=1e-15)
+        v = torch.randn(theta[:, own].shape, generator=torch.Generator().manual_seed(0), dtype=theta.dtype)
+        block = torch.einsum("kij,kj->ki", H[:, own, own], v)
+        assert_close(at.hessian_product(theta, only=only)(v), block, rtol=1e-8, atol=1e-12)

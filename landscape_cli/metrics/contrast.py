@@ -8,6 +8,7 @@ blocks and averaged as a geometric mean, factors that rescale a block as a whole
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import cycle
 from math import prod
 
 import torch
@@ -256,12 +257,12 @@ def _block_columns(at: Objective, blocks: Blocks) -> list[Tensor]:
     ]
 
 
-def _rows(at: Objective, theta: Tensor, columns: Tensor) -> tuple[Block, Tensor]:
+def _rows(at: Objective, theta: Tensor, columns: Tensor, only: str | None) -> tuple[Block, Tensor]:
     """All R losses of `at` at one minimum, in each of B blocks (B, s): the objective of B R rows, what moves there."""
     B, R = len(columns), len(next(iter(at.like.values())))
     of = at.rows(torch.arange(R, device=theta.device).repeat(B))
     here, moving = theta.expand(B * R, -1), columns.to(theta.device).repeat_interleave(R, 0)
-    return Block(of, here, moving), here.gather(1, moving)
+    return Block(of, here, moving, only), here.gather(1, moving)
 
 
 @metric(invariant=CLAIMS, source=f"{OURS}; Lanczos", blocks=BLOCKS[:2], direction="none", cost=LANCZOS)
@@ -345,7 +346,7 @@ def contrast_sharpness(
         height, residual, done, _ = climb(here, eps, tolerance, max_steps, seed)
         f64, rounding = torch.float64, torch.finfo(theta.dtype).eps * here.loss()
         if theta.dtype != f64 and bool((height <= CLEAR * rounding).any()):
-            return rise(Block(of.of.to(f64), of.theta.to(f64), of.columns), theta.to(f64))
+            return rise(Block(of.of.to(f64), of.theta.to(f64), of.columns, of.only), theta.to(f64))
         return height.clamp_min(0), torch.where(done, 0, residual)
 
     why = f"gradient along the sphere above tolerance={tolerance:g}: raise max_steps ({max_steps})"
@@ -367,9 +368,10 @@ def _over_partition(
     owns, means, worst = [], [], []
     for k in range(len(at.theta)):
         one, theta, found = at.train.alone(k), at.theta[k : k + 1], []
-        for columns in _block_columns(one, blocks):
+        names = list(one.columns) if blocks == "layer" else [None]
+        for columns, only in zip(_block_columns(one, blocks), cycle(names), strict=False):
             losses = [one, *(one.each(piece) for d in draws for piece in d.split(_together(theta, columns)))]
-            each = [functional(*_rows(loss, theta, columns)) for loss in losses]
+            each = [functional(*_rows(loss, theta, columns, only)) for loss in losses]
             values = torch.cat([v.double().view(len(columns), -1) for v, _ in each], 1)  # (blocks, 1 + M)
             found.append((values, max(float(r.max()) for _, r in each)))
         values = torch.cat([v for v, _ in found])

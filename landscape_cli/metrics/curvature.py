@@ -10,7 +10,6 @@ from torch import Tensor
 
 from landscape_cli import linalg
 from landscape_cli.linalg import Ritz
-from landscape_cli.objective import Block
 from landscape_cli.point import DENSE, Estimate, Point, exact, nothing
 from landscape_cli.registry import Count, Natural, Positive, metric
 
@@ -45,7 +44,7 @@ def hessian_top(
     if blocks == "layer":
         if k > 1:
             return nothing(at, f"blocks: layer gives the top eigenvalue of each block: k=1, not {k}")
-        found = {n: _top_of_block(at, own, tolerance, max_steps, seed) for n, own in at.train.columns.items()}
+        found = {n: _top_of_block(at, n, tolerance, max_steps, seed) for n in at.train.columns}
         return {f"block={n}": _top(at, ritz, 0, tolerance, max_steps) for n, ritz in found.items()}
     ritz = at.ritz(k, tolerance, max_steps, seed)
     rows = {f"rank={r + 1}": _top(at, ritz, r, tolerance, max_steps) for r in range(ritz.values.shape[1])}
@@ -69,11 +68,10 @@ def _eigenvalue(at: Point, ritz: Ritz, rank: int, scale: Tensor, tolerance: floa
     return estimate.not_converged(residual > tolerance, why)
 
 
-def _top_of_block(at: Point, own: slice, tolerance: float, max_steps: int, seed: int) -> Ritz:
-    rng, (K, p) = torch.Generator().manual_seed(seed), at.theta.shape
+def _top_of_block(at: Point, name: str, tolerance: float, max_steps: int, seed: int) -> Ritz:
+    rng, (K, p), own = torch.Generator().manual_seed(seed), at.theta.shape, at.train.columns[name]
     start = torch.randn(p, generator=rng, dtype=at.theta.dtype).to(at.theta.device)[own].expand(K, -1).contiguous()
-    columns = torch.arange(p, device=at.theta.device)[own].expand(K, -1)
-    H = Block(at.train, at.theta, columns).hessian_product(at.theta[:, own])
+    H = at.train.hessian_product(at.theta, only=name)
     return linalg.top_eigenpairs(H, start, tolerance=tolerance, max_steps=max_steps, rng=rng)
 
 
