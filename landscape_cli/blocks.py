@@ -152,15 +152,18 @@ def _by_outer_products(rows: list[Rows]) -> Pair:
             outer = outer[:, *over] * (1 + (over[0] != over[1])).to(d).sqrt()
         else:
             outer = outer.flatten(1)
-        for I in torch.arange(n, device=d.device).split(max(1, PIECE // n)):
-            inner = outer[I] @ outer.mT
-            inputs = [[1 if r.a is None else r.a[I] @ r.a.mT for r in layer] for layer in (layers[i], layers[j])]
+        step = max(1, min(PIECE // n, -(-n // 4)))
+        for start in range(0, n, step):  # symmetric again: rows I against those from I on
+            I, on = slice(start, start + step), slice(start, n)
+            inner = outer[I] @ outer[on].mT
+            inputs = [[1 if r.a is None else r.a[I] @ r.a[on].mT for r in layer] for layer in (layers[i], layers[j])]
             parts = [(0, (1 if i == j else 2) * inner * sum(inputs[0]) * sum(inputs[1]))]
             if i == j:
                 parts += [(1 + number[id(r)], inner * x * x) for r, x in zip(layers[i], inputs[0], strict=True)]
             for k, part in parts:
-                mean[k] += part.double().sum()
-                own[k] += part[:, I].diagonal().double().sum()
+                part = part.double()
+                mean[k] += 2 * part.sum() - part[:, : len(part)].sum()
+                own[k] += part.diagonal().sum()
     return own / n, mean / n**2
 
 

@@ -35,7 +35,7 @@ def regret_exact(
     *,
     radius: list[Positive] = RADII,
     minibatch_size: Count = 10,
-    minibatches: Many = 10,
+    minibatches: Many = 8,
     tolerance: Positive = 1e-5,
     max_steps: Count = 2000,
     seed: Natural = 0,
