@@ -165,12 +165,13 @@ def root(at: Objective, theta: Tensor, r: Tensor | None = None) -> Tensor:
         theta: (1, p).
         r: reference class of each input (N,); the most probable ones by default.
     """
-    parts, start = [], 0
+    U, start = theta.new_empty(at.n, at.logits(theta).shape[2] - 1, theta.shape[1]), 0
     for x in at.x.split(max(1, 2**24 // theta.shape[1])):  # gradients are what takes memory here
-        own = None if r is None else r[None, start : start + len(x)]
-        parts.append(torch.cat(list(sample_gradients(at, theta, x, lambda z, own=own: root_ways(z, own)))))  # type: ignore[misc]
+        I = slice(start, start + len(x))
+        own = None if r is None else r[None, I]
+        for c, g in enumerate(sample_gradients(at, theta, x, lambda z, own=own: root_ways(z, own))):  # type: ignore[misc]
+            torch.mul(g[0], at.n**-0.5, out=U[I, c])
         start += len(x)
-    U: Tensor = torch.cat(parts, 1).movedim(0, 1) / at.n**0.5
     return U
 
 
