@@ -48,7 +48,7 @@ STYLE = {
 }
 DPI = 150
 WIDTH = 10.0  # inches, a report's width
-MAX_PANELS = 24  # nobody would read more, and each takes a tenth of a second
+MAX_PANELS = 20  # nobody would read more, and each takes a tenth of a second
 RADIUS = {
     "regret_exact": "radius relative to the length of all parameters",
     "regret_kl_exact": "radius, square root of symmetrized KL (nats$^{0.5}$)",

@@ -88,7 +88,7 @@ def regret_kl(
     minibatch_size: Count = 10,
     samples: Samples = 50,
     over: Over = "minibatches",
-    inputs: Count = 75,
+    inputs: Count = 64,
     partitions: Many = 16,
     seed: Natural = 0,
 ) -> Estimate:
@@ -130,7 +130,7 @@ def regret_kl_closed_form(
     minibatch_size: Count = 10,
     samples: Samples = 50,
     over: Over = "minibatches",
-    inputs: Count = 75,
+    inputs: Count = 64,
     partitions: Many = 16,
     seed: Natural = 0,
 ) -> Estimate:
@@ -160,7 +160,7 @@ def regret_kl_closed_form(
 
 @metric(invariant="permutation,smooth", source="ours, docs/essay.md", over=OVER, direction="none", cost=ROOT)
 def fisher_rank_deficit(
-    at: Point, *, samples: Samples = 50, over: Over = "minibatches", inputs: Count = 75, seed: Natural = 0
+    at: Point, *, samples: Samples = 50, over: Over = "minibatches", inputs: Count = 64, seed: Natural = 0
 ) -> Estimate:
     """Share of the rows of U that depend on others, (rows - rank) / rows; 0 says that regret_kl is a closed form.
 
@@ -186,7 +186,7 @@ def fisher_rank_deficit(
     cost=ROOT,
 )
 def tic_fisher(
-    at: Point, *, samples: Samples = 50, over: Over = "minibatches", inputs: Count = 75, seed: Natural = 0
+    at: Point, *, samples: Samples = 50, over: Over = "minibatches", inputs: Count = 64, seed: Natural = 0
 ) -> Estimate:
     """Takeuchi's criterion with the Fisher information, tr(F^+ Cov(g_i)): the spread of gradients in its metric.
 
@@ -223,7 +223,7 @@ def regret_kl_damped(
     minibatch_size: Count = 10,
     samples: Samples = 50,
     over: Over = "minibatches",
-    inputs: Count = 75,
+    inputs: Count = 64,
     damping: Positive = 1e-2,
     tolerance: Positive = 1e-2,
     max_steps: Count = 1000,
@@ -277,7 +277,7 @@ def regret_kl_kfac(
     minibatch_size: Count = 10,
     samples: Samples = 50,
     over: Over = "minibatches",
-    inputs: Count = 75,
+    inputs: Count = 64,
     seed: Natural = 0,
 ) -> Estimate:
     """Local regret in the KL ball with F replaced by K-FAC, one Kronecker product a layer; an approximation.

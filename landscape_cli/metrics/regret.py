@@ -79,7 +79,7 @@ def regret_kl_exact(
     minibatch_size: Count = 10,
     samples: Samples = 50,
     over: Over = "minibatches",
-    inputs: Count = 75,
+    inputs: Count = 64,
     tolerance: Positive = 1e-6,
     max_steps: Count = 200,
     seed: Natural = 0,

@@ -22,7 +22,7 @@ BASIS = 2**28  # numbers of the Lanczos basis
     invariant="permutation",
     source="Takeuchi 1976; Thomas et al. 2020; ours, docs/essay.md",
     direction="none",
-    cost="p Hessian products up to 2000 parameters, else 200 to 600; every sample gradient",
+    cost="p Hessian products up to 2000 parameters, else 100 to 400; every sample gradient",
     version=2,
 )
 def minima_scatter(
@@ -40,13 +40,13 @@ def minima_scatter(
     Args:
         at: K minima.
         cutoff: eigenvalues of H below this share of the largest are dropped, negative ones too; 1e-3 up to 2000
-            parameters, and 1e-2 beyond: below that lie several hundred, which take 1000 products and more.
+            parameters, and 2e-2 beyond: above 1e-3 lie several hundred, which take 1000 products and more.
         tolerance: of each eigenpair's residual, relative to its eigenvalue; the dense Hessian up to 2000 parameters.
         max_steps: Hessian-vector products at most.
         seed: of the Lanczos start, common to all minima.
     Returns: (K,), in nats; exact up to the solver.
     """
-    cutoff = cutoff or (1e-3 if at.theta.shape[1] <= DENSE else 1e-2)
+    cutoff = cutoff or (1e-3 if at.theta.shape[1] <= DENSE else 2e-2)
     pairs = _eigenpairs(at, cutoff, tolerance, max_steps, seed)
     value = torch.tensor([_spread(at, k, own[0], own[2]) for k, own in enumerate(pairs)], dtype=torch.float64)
     residual = torch.stack([(r / v).amax() if len(v) else r.new_zeros(()) for v, r, _ in pairs]).cpu()
