@@ -62,7 +62,8 @@ def climb(
     It starts from the best of the step along the gradient and the top eigenvector of the Hessian, both signs; in the
     box of `linf`, from the corners that those point to.
     """
-    v = at.ritz(1, 0.3, 200, seed).vectors[:, 0]
+    good = min(0.3, max(1e-3, 10 * tolerance))  # where |lambda_min| > lambda_max a bad start is slow to mend
+    v = at.ritz(1, good, 200, seed).vectors[:, 0]
     ways = torch.stack([torch.zeros_like(v), at.gradient(), v, -v])  # the first where the loss falls to all sides of it
     tries = [_onto_ball(way, torch.zeros_like(rho), rho, norm) for way in ways]
     heights = torch.stack([at.train.loss(at.theta + t) for t in tries])
