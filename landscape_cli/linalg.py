@@ -106,7 +106,7 @@ def extreme_eigenpairs(
 
     A small residual certifies that *an* eigenvalue was found, not that it is the extreme one: an unlucky start hides
     the first for some steps; and a residual that is small against the spectrum may be large against a narrow gap. The
-    values must therefore have stayed what they are over the last third of the steps too.
+    values must therefore have stayed what they are over the last half of the steps too.
 
     Args:
         space: is grown as far as needed; what was there before does not change the result.
@@ -120,7 +120,7 @@ def extreme_eigenpairs(
     K, p = space.start.shape
     limit = min(max_steps, p)
     done = torch.full((K,), limit)  # the step at which each operator's result is read
-    sure, still = torch.zeros(K, dtype=torch.bool), max(tolerance**2, 100 * torch.finfo(space.start.dtype).eps)
+    sure, still = torch.zeros(K, dtype=torch.bool), max(tolerance**2, 10 * torch.finfo(space.start.dtype).eps)
     seen: list[tuple[int, Tensor]] = []  # steps and values
     j = 0
     while j < limit and not bool(sure.all()):
@@ -133,7 +133,7 @@ def extreme_eigenpairs(
         own, wrong = _end(values, k, end), _end(residuals, k, end)
         seen.append((j, own))
         scale = torch.maximum(own.abs().amax(1), FLOOR * values.abs().amax(1))[:, None]
-        before = [values for step, values in seen if step <= j - max(4, j // 3)]
+        before = [values for step, values in seen if step <= j - max(4, j // 2)]
         if before:
             stays = ((own - before[-1]).abs() <= still * scale) & (wrong <= tolerance * scale)
             now = stays.all(1) & ~sure

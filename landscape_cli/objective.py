@@ -153,7 +153,7 @@ class Objective:
         for x, y in self.chunks(CACHE):
             part = self._sum(params, x, y)
             leaves = [p for p in params.values() if p.requires_grad]
-            slopes = torch.autograd.grad(part.sum(), leaves, materialize_grads=True, allow_unused=True)
+            slopes = _grad(part.sum(), leaves)
             whole = torch.cat([g.flatten(1) for g in slopes], 1)
             gradient = whole.double() if gradient is None else gradient.add_(whole)
             loss += part.detach()
@@ -295,7 +295,14 @@ class Objective:
         else:
             total = self._sum(params, x, y).sum()
         leaves = [p for p in params.values() if p.requires_grad]
-        return torch.autograd.grad(total, leaves, create_graph=True, materialize_grads=True, allow_unused=True)
+        return _grad(total, leaves, create_graph=True)
+
+
+def _grad(total: Tensor, leaves: list[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
+    """Slopes of a number; 0 for what it does not depend on."""
+    if not total.requires_grad:
+        return tuple(torch.zeros_like(leaf) for leaf in leaves)
+    return torch.autograd.grad(total, leaves, create_graph=create_graph, materialize_grads=True, allow_unused=True)
 
 
 @dataclass(frozen=True)

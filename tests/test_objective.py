@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from landscape_cli import network
 from landscape_cli import objective as module
-from landscape_cli.objective import residuals, sample_losses
+from landscape_cli.objective import Objective, flatten, residuals, sample_losses
 
 f64 = torch.float64
 
@@ -224,3 +225,17 @@ def test_one_parameter_tensor_alone_has_its_part_of_the_gradient_and_of_the_hess
         v = torch.randn(theta[:, own].shape, generator=torch.Generator().manual_seed(0), dtype=theta.dtype)
         block = torch.einsum("kij,kj->ki", H[:, own, own], v)
         assert_close(at.hessian_product(theta, only=only)(v), block, rtol=1e-8, atol=1e-12)
+
+
+def test_a_tensor_that_no_logit_depends_on_has_no_slope_and_no_curvature() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(4, 3)).double()
+    module.add_module("idle", torch.nn.Linear(2, 2).double())
+    module.forward = lambda x: module[0](x)  # type: ignore[method-assign]
+    net = network.build(module, (4,), torch.float64)
+    params, buffers = network.stack([module, module])
+    at = Objective(net, params, buffers, torch.randn(5, 4, dtype=torch.float64), torch.arange(5) % 3)
+    theta = flatten(params)
+    idle = torch.zeros(2, 4, dtype=torch.float64)
+    assert torch.equal(at.loss_and_gradient(theta, "idle.weight")[1], idle)
+    assert torch.equal(at.hessian_product(theta, only="idle.weight")(idle + 1), idle)
+    assert float(at.loss_and_gradient(theta)[1][:, -6:].abs().max()) == 0
