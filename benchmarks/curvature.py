@@ -156,7 +156,7 @@ def rows(truth: dict[str, Tensor]) -> list[tuple[Any, ...]]:
         ("trace", "pyhessian", pyhessian, probes, trace, 100.0),
         ("trace", "curvlinops", curvlinops, hutch, trace, 100.0),
         ("top", "pyhessian", pyhessian, theirs(1e-3, 100), top(0.2), 1.2),
-        ("top", "pyhessian", pyhessian, theirs(1e-6, 1000), top(0.05), 2.5),
+        ("top", "pyhessian", pyhessian, theirs(1e-6, 1000), top(0.06), 2.5),
         ("top", "curvlinops", curvlinops, lambda H: largest(H, 1e-3), top(1e-2), 1.0),
         ("mean", "pyhessian", pyhessian, density_mean, mean, 2.0),
     ]
