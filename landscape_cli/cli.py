@@ -212,9 +212,9 @@ CHECKPOINTS = (".pt", ".pth", ".safetensors")
 
 def _as_setting(metrics: str | None) -> list[str]:
     """What `--metrics` says, as `--set` would."""
-    names = [name.strip() for name in (metrics or "").split(",") if name.strip()]
     if metrics is None:
         return []
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
     return [f"metrics={names[0]}" if names in (["default"], ["all"]) else f"metrics=[{', '.join(names)}]"]
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 Product = Callable[[Tensor], Tensor]
+NOTHING = 50  # steps after which an operator that has shown no positive eigenvalue is taken to have none
 FLOOR = 1e-3  # of the largest |eigenvalue|: residuals of smaller ones are measured against this
 
 
@@ -231,7 +232,7 @@ def eigenpairs_above(
         values, S, residuals = space.eigh(j)
         kept = (values >= cutoff * values[:, -1:]) & (values > 0)
         count = kept.sum(1)
-        good = ((residuals <= tolerance * values) | ~kept).all(1)
+        good = ((residuals <= tolerance * values) | ~kept).all(1) & ((count > 0) | (j >= NOTHING))
         good, before = good & (count == before), count
         for k in torch.nonzero(good | (j == limit))[:, 0].tolist():
             if k not in found:

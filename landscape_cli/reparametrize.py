@@ -69,8 +69,8 @@ def alpha_scale(at: Minima, alpha: float, only: str | None = None) -> Moved:
     Args:
         at: K minima.
         alpha: above 0.
-        only: name of the one group that is moved; None moves every second one, so that no layer is moved back by the
-            next group.
+        only: name of the one group that is moved; None takes groups that share no layer, in order, so that none is
+            moved back by the next.
     Source: Dinh et al. 2017, section 3.1; with biases METRICS section 9.
     """
     able, left = _able(at, "scale", normalized=False)

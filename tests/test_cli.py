@@ -184,6 +184,10 @@ def test_train_measure_compare_and_show(call: Call, tmp_path: Path) -> None:
     ) == 2
     code, out, err = call("compare", "tiny.yaml")
     assert (code, err) == (0, "") and "weight_norm" in out
+    code, out, err = call("compare", "tiny.yaml", "--metrics", "path_norm", "--json")
+    assert (code, err) == (0, "") and "path_norm" in {row["metric"] for row in json.loads(out)["comparison"]}
+    code, out, err = call("compare", "tiny.yaml", "--metrics", "path_nrom")
+    assert code == 2 and "path_norm" in err and "Traceback" not in err
     code, out, err = call("show", "tiny.yaml", "--set", "training.lr=0.2")
     assert code == 0 and "0 of 2 runs trained" in out and "--set" in out
     checkpoint = next((tmp_path / "results" / "tiny" / "minima").iterdir())

@@ -277,3 +277,18 @@ def drawn(figure: Figure) -> list[mpl.text.Text]:
         ):
             found += [t for t in labels if min(limits) <= t.get_position()[k] <= max(limits) and t.get_visible()]
     return found
+
+
+def test_where_not_all_metrics_fit_those_that_follow_the_gap_best_are_shown(
+    tmp_path: Path, figures: list[Figure], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, metrics, _ = example(GROUPS, 3)
+    runs["loss_gap"] = [1.0, 2, 3, 4, 5, 6]
+    one = metrics[metrics["metric"] == "path_norm"].assign(status="ok")
+    values = {"a": [1.0, 2, 3, 4, 5, 6], "b": [3.0, 1, 6, 2, 5, 4], "c": [6.0, 5, 4, 3, 2, 1], "d": [1.0] * 6}
+    table = pd.concat([one.assign(setting=f"is={name}", value=v) for name, v in values.items()])
+    monkeypatch.setattr(plots, "MAX_PANELS", 2)
+    plots.metric_vs_gap(table, runs, tmp_path / "g")
+    said = " ".join(texts(figures[0]))
+    assert "is=a" in said and "is=c" in said and "is=b" not in said and "is=d" not in said
+    assert "the 2 largest |ρ| of 4" in said

@@ -308,7 +308,9 @@ def contrast_spectral(
     return _over_partition(at, blocks, minibatch_size, seed, top, tolerance, why)
 
 
-@metric(invariant=CLAIMS, source=f"{OURS}; Keskar et al. 2017", blocks=BLOCKS[:2], direction="none", cost=CLIMB)
+@metric(
+    invariant=CLAIMS, source=f"{OURS}; Keskar et al. 2017", blocks=BLOCKS[:2], direction="none", cost=CLIMB, version=2
+)
 def contrast_sharpness(
     at: Point,
     *,

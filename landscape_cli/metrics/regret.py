@@ -28,6 +28,7 @@ LIMIT = 2000  # parameters up to which F's eigenvectors are taken
     source="Huszar 2018; ours, docs/essay.md",
     direction="sharp",
     cost="up to 2000 gradients a minibatch and radius",
+    version=2,
 )
 @sized
 def regret_exact(
@@ -70,6 +71,7 @@ def regret_exact(
     source="ours, docs/essay.md",
     direction="none",
     cost="one singular value decomposition of the root of F; up to 200 gradients a minibatch and radius",
+    version=2,
 )
 @sized
 def regret_kl_exact(

@@ -24,7 +24,7 @@ def spectral_density(
     at: Point,
     *,
     probes: Several = 16,
-    steps: Annotated[int, Ge(2)] = 20,
+    steps: Annotated[int, Ge(2)] = 40,
     points: Annotated[int, Ge(100)] = 500,
     width: Positive = 0.01,
     seed: Natural = 0,
