@@ -16,6 +16,7 @@ from helpers import CASES, K, N, at_of, data, modules, oracle, plain_logits, poi
 from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.linalg import eigvalsh
+from torch.testing import assert_close
 
 from landscape_cli.metrics import contrast
 from landscape_cli.metrics.curvature import hessian_trace
@@ -296,3 +297,16 @@ def test_rescaling_that_keeps_the_function_keeps_the_ratio(blocks: str) -> None:
     for no_such in ("rows", "layer", "none"):  # teeth, by dense matrices alone: those are not per-neuron invariant
         a, b = (ratio(e, m, no_such, frobenius, SINGLE) for e, m in zip(each, (module, moved), strict=True))
         assert abs(b / a - 1) > 1e-3
+
+
+def test_a_rise_that_float32_cannot_resolve_is_taken_in_float64() -> None:
+    """At a radius of 1e-5 the rise of the average is some roundings of the loss."""
+    made, x, y = small(nn.Tanh)
+    at = at_of(made, x, y)
+    single = Point(at.theta.float(), at.train.to(torch.float32), at.test.to(torch.float32))
+    same = Point(single.theta.double(), single.train.to(f64), single.test.to(f64))
+    for blocks in ("none", "layer"):
+        own, due = (
+            contrast.contrast_sharpness(p, radius=1e-5, blocks=blocks, minibatch_size=5) for p in (single, same)
+        )
+        assert_close(own.value, due.value, rtol=1e-6, atol=0)
