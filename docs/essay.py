@@ -289,7 +289,8 @@ def radii(t: Tables) -> dict[str, str]:
 
 def homework(t: Tables) -> dict[str, str]:
     limit, exact = t.row("regret_kl_exact", radius=0), t.row("regret_kl_exact", radius="1e-08")
-    settings = next(m["regret_kl"] for m in t.experiment["metrics"] if isinstance(m, dict) and "regret_kl" in m)
+    stated = {name: own for m in t.experiment["metrics"] if isinstance(m, dict) for name, own in m.items()}
+    settings = stated["regret_kl"]
     return {
         **closed_form(t),
         "samples": str(settings["samples"]),
@@ -299,7 +300,7 @@ def homework(t: Tables) -> dict[str, str]:
         "kl_converged": str(int(exact["small_n"] + exact["large_n"])),
         "kl_exact": f"{exact['small_mean']:.5f}",
         "kl_limit": f"{limit['small_mean']:.5f}",
-        "few_samples": str(registry.REGISTRY["metric"]["regret_kl_damped"].defaults["samples"]),
+        "few_samples": str(stated["regret_kl_damped"]["samples"]),
         "damped_small": means(t.row("regret_kl_damped"))[0],
         "kfac_small": means(t.row("regret_kl_kfac"))[0],
     }
