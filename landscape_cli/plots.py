@@ -48,7 +48,7 @@ STYLE = {
 }
 DPI = 150
 WIDTH = 10.0  # inches, a report's width
-MAX_PANELS = 20  # nobody would read more, and each takes a tenth of a second
+MAX_PANELS = 28  # nobody would read more, and each takes a tenth of a second
 RADIUS = {
     "regret_exact": "radius relative to the length of all parameters",
     "regret_kl_exact": "radius, square root of symmetrized KL (nats$^{0.5}$)",
@@ -273,15 +273,24 @@ def metric_by_group(metrics: DataFrame, runs: DataFrame, groups: list[str], stem
         return []
     style = looks(groups)
     with styled():
-        figure, axes = panels(min(len(shown), MAX_PANELS))
-        for ax, (metric, setting, part) in zip(axes, shown, strict=False):
+        kept = _one_of_each(shown)
+        figure, axes = panels(len(kept))
+        for ax, (metric, setting, part) in zip(axes, kept, strict=True):
             values = [part.loc[part["group"] == g, "value"].to_numpy(dtype=np.float64) for g in groups]
             group_panel(ax, values, list(style.values()), [shorten(g, 14) for g in groups])
             panel_title(ax, metric, setting)
         legend(figure, style)
         text = "dot: a run; bar: mean and 95 % interval of the group; vertical axis: the metric's value in its own unit"
-        note(figure, text if len(shown) <= MAX_PANELS else f"{text}; first {MAX_PANELS} of {len(shown)} panels")
+        note(figure, text if len(shown) <= MAX_PANELS else f"{text}; {MAX_PANELS} of {len(shown)} panels")
         return save(figure, stem)
+
+
+def _one_of_each(shown: list[tuple[str, str, DataFrame]]) -> list[tuple[str, str, DataFrame]]:
+    """As many panels as fit, in order: the first setting of every metric before the second of any."""
+    metrics = [metric for metric, _, _ in shown]
+    nth = [metrics[:i].count(metric) for i, metric in enumerate(metrics)]
+    kept = sorted(range(len(shown)), key=lambda i: nth[i])[:MAX_PANELS]
+    return [shown[i] for i in sorted(kept)]
 
 
 def _spearman(part: DataFrame) -> float:

@@ -235,7 +235,7 @@ def test_single_runs_and_many_panels_are_drawn(tmp_path: Path, figures: list[Fig
         patch.setattr(plots, "save", lambda figure, stem: figures.append(figure) or [])
         plots.metric_by_group(many, runs, ["group 0"], tmp_path / "n")
     assert len(figures[-1].axes) == 6
-    assert any("first 6 of 7 panels" in t for t in texts(figures[-1]))
+    assert any("6 of 7 panels" in t for t in texts(figures[-1]))
 
 
 def test_curves_leave_out_what_a_log_axis_cannot_show() -> None:
@@ -277,6 +277,13 @@ def drawn(figure: Figure) -> list[mpl.text.Text]:
         ):
             found += [t for t in labels if min(limits) <= t.get_position()[k] <= max(limits) and t.get_visible()]
     return found
+
+
+def test_where_not_all_settings_fit_every_metric_is_shown_before_a_second_setting() -> None:
+    shown = [(m, s, pd.DataFrame()) for m, s in (("a", "1"), ("a", "2"), ("a", "3"), ("b", "1"), ("b", "2"), ("c", ""))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "MAX_PANELS", 4)
+        assert [(m, s) for m, s, _ in plots._one_of_each(shown)] == [("a", "1"), ("a", "2"), ("b", "1"), ("c", "")]
 
 
 def test_where_not_all_metrics_fit_those_that_follow_the_gap_best_are_shown(
