@@ -39,6 +39,10 @@ class Scaled:
         """The minima at z = 0."""
         return Point(torch.zeros_like(self.theta), self, self)  # type: ignore[arg-type]  # it has what climbing needs
 
+    def rows(self, index: slice) -> Scaled:
+        """That of some of the minima."""
+        return Scaled(self.of.rows(index), self.theta[index], self.T[index])
+
     def loss(self, z: Tensor) -> Tensor:
         """(K, p) -> (K,)."""
         return self.of.loss(self.theta + self.T * z)

@@ -38,12 +38,20 @@ class Pass:
         generators: one per run, for dropout; None switches dropout off.
         taps: filled with one Tap a layer with parameters, in order, if not None.
         statistics: see `collect`.
+        twice: whether the gradient is to be differentiated again, by reverse mode.
     """
 
     batchnorm: Literal["fixed", "batch", "collect"] = "fixed"
     generators: list[torch.Generator] | None = None
     taps: list[Tap] | None = None
     statistics: Params = field(default_factory=dict)
+    twice: bool = False
+
+
+def _affine(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    if 4 * W.shape[1] < W.shape[2]:  # few outputs, the logits
+        return torch.bmm(W, x.mT).mT if b is None else torch.baddbmm(b[:, :, None], W, x.mT).mT
+    return torch.bmm(x, W.mT) if b is None else torch.baddbmm(b[:, None], x, W.mT)
 
 
 class _Dense(torch.autograd.Function):
@@ -53,9 +61,7 @@ class _Dense(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, W)
         ctx.save_for_forward(x, W)
-        if 4 * W.shape[1] < W.shape[2]:  # few outputs, the logits
-            return torch.bmm(W, x.mT).mT if b is None else torch.baddbmm(b[:, :, None], W, x.mT).mT
-        return torch.bmm(x, W.mT) if b is None else torch.baddbmm(b[:, None], x, W.mT)
+        return _affine(x, W, b)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
@@ -93,13 +99,48 @@ class _DenseSlopes(torch.autograd.Function):
     def backward(ctx: Any, *along: Tensor | None) -> tuple[Tensor | None, ...]:
         (home, own, offset), (g, x, W) = along, ctx.saved_tensors
         assert own is not None
-        narrow = 4 * W.shape[1] < W.shape[2]  # few outputs, the logits
-        slope = torch.bmm(own, x.mT).mT if narrow else torch.bmm(x, own.mT)
-        if home is not None:
-            slope = torch.baddbmm(slope.mT, W, home.mT).mT if narrow else torch.baddbmm(slope, home, W.mT)
-        slope = slope if offset is None else slope + offset[:, None]
+        slope = _affine(x, own, offset)
+        if home is not None and 4 * W.shape[1] < W.shape[2]:
+            slope.mT.baddbmm_(W, home.mT)
+        elif home is not None:
+            slope.baddbmm_(home, W.mT)
         by_x = torch.bmm(g, own) if ctx.needs_input_grad[1] else None
         return slope, by_x, None if home is None else torch.bmm(g.mT, home), None, None
+
+
+class _ReLU(torch.autograd.Function):
+    """max(x, 0); its slope is 0 or 1 and has no slope itself, for which autograd's own makes zeros and adds them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = torch.relu(x)
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
+        gated: Tensor = _Gate.apply(*slopes, *ctx.saved_tensors)
+        return gated
+
+
+class _Gate(torch.autograd.Function):
+    """g where x > 0."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        gated: Tensor = torch.ops.aten.threshold_backward(g, x, 0)
+        return gated
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
+        return _Gate.apply(*slopes, *ctx.saved_tensors), None
+
+
+def relu_twice(x: Tensor) -> Tensor:
+    """max(x, 0) for a gradient that is to be differentiated again, by reverse mode."""
+    out: Tensor = _ReLU.apply(x)
+    return out
 
 
 def _linear(layer: Any, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:
@@ -211,6 +252,7 @@ LAYERS: dict[type[nn.Module], Layer] = {
     nn.Flatten: _flatten,
     nn.Unflatten: _unflatten,
 }
+RELUS = (nn.ReLU, F.relu, torch.relu, "relu", "relu_")
 SMOOTH_FUNCTIONS = (torch.tanh, torch.sigmoid, F.gelu, F.silu, F.elu, F.softplus, F.tanh, F.sigmoid)
 PRODUCTS = (operator.mul, torch.mul)
 FUNCTIONS: dict[Any, Callable[..., Any]] = {

@@ -28,6 +28,12 @@ class Ritz:
     steps: int
 
 
+def joined(groups: list[Ritz]) -> Ritz:
+    """The operators of all groups; the steps are the most that one took."""
+    values, residuals, vectors, steps = zip(*((g.values, g.residuals, g.vectors, g.steps) for g in groups), strict=True)
+    return Ritz(torch.cat(values), torch.cat(residuals), torch.cat(vectors), max(steps))
+
+
 @dataclass
 class Krylov:
     """The Lanczos process of K operators, grown on demand: T = Q A Q^T is tridiagonal, the rows of Q orthonormal.

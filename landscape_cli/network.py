@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from landscape_cli.errors import Fault
-from landscape_cli.layers import FUNCTIONS, LAYERS, METHODS, PRODUCTS, SMOOTH, Params, Pass, Tap
+from landscape_cli.layers import FUNCTIONS, LAYERS, METHODS, PRODUCTS, RELUS, SMOOTH, Params, Pass, Tap, relu_twice
 
 
 @dataclass(frozen=True)
@@ -293,8 +293,10 @@ def _interpret(network: Network, params: Params, buffers: Params, x: Tensor, how
         if node.op == "output":
             return args[0]  # type: ignore[no-any-return]
         kwargs = fx.map_arg(node.kwargs, values.__getitem__)
-        if node.op == "call_module":
-            layer = network.module.get_submodule(node.target)
+        layer = network.module.get_submodule(node.target) if node.op == "call_module" else None
+        if how.twice and args and (node.target if layer is None else type(layer)) in RELUS:
+            values[node] = relu_twice(args[0])
+        elif layer is not None:
             if type(layer) is nn.ReLU and how.taps is None and _spare(node.args[0], args[0]):
                 values[node] = torch.relu_(args[0])
             else:

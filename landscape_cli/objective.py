@@ -12,7 +12,7 @@ import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from torch import Tensor
 
-from landscape_cli.network import Network, Params, moving
+from landscape_cli.network import Network, Params, Pass, moving
 
 MEMORY = 2**30  # bytes that the saved activations of one pass may take
 CACHE = 2**23  # bytes of activations at which a pass over small layers still stays in the cache
@@ -191,20 +191,21 @@ class Objective:
         fits = self.n * self.bytes_per_sample <= MEMORY
         chunks = list(self.chunks(max(CACHE, 32 * self.bytes_per_sample) if fits else MEMORY))
         kept = [self._slopes(params, x, y, residual_part) for x, y in chunks] if fits else None
+        wide = torch.float64 if len(chunks) > 8 else theta.dtype  # a few sums round no more than the sums in them
 
         def product(v: Tensor) -> Tensor:
             if v.dim() == 3:
                 return torch.stack([product(one) for one in v.unbind(2)], 2)
             along = list(self.unflatten(v).values()) if only is None else [v.view_as(leaves[0])]
-            total = torch.zeros(v.shape, dtype=torch.float64, device=theta.device)
-            graphs = kept or (self._slopes(params, x, y, residual_part) for x, y in chunks)
-            for slopes in graphs:
+            total = torch.zeros(0)
+            for slopes in kept or (self._slopes(params, x, y, residual_part) for x, y in chunks):
                 moving = [(g, a) for g, a in zip(slopes, along, strict=True) if g.requires_grad]
                 if moving:  # a slope that no parameter moves has no graph
                     ends, ways = zip(*moving, strict=True)
                     Hv = torch.autograd.grad(ends, leaves, ways, retain_graph=kept is not None, materialize_grads=True)
-                    total += torch.cat([h.flatten(1) for h in Hv], 1)
-            return (total / self.n).to(theta.dtype)
+                    part = torch.cat([h.flatten(1) for h in Hv], 1)
+                    total = total.add_(part) if len(total) else part.to(wide)
+            return total.div_(self.n).to(theta.dtype) if len(total) else torch.zeros_like(v)
 
         return product
 
@@ -267,12 +268,12 @@ class Objective:
             self._sum(one, x, y, {n: b[:1] for n, b in self.buffers.items()})
         return sum(kept.values()) * len(next(iter(self.like.values())))
 
-    def _forward(self, params: Params, buffers: Params, x: Tensor) -> Tensor:
+    def _forward(self, params: Params, buffers: Params, x: Tensor, twice: bool = False) -> Tensor:
         """Logits (K, B, C); if normalized, z / sqrt(mean_c (z_c - mean z)^2) (Andriushchenko et al. 2023).
 
         So their text has it; their code divides by the norm of z - mean z, which is sqrt(C) times as large.
         """
-        z = self.network(params, buffers, x)
+        z = self.network(params, buffers, x, Pass(twice=twice))
         if not self.normalize_logits:
             return z
         z = z - z.mean(-1, keepdim=True)  # softmax does not see it
@@ -289,11 +290,12 @@ class Objective:
 
     def _slopes(self, params: Params, x: Tensor, y: Tensor, residual_part: bool) -> tuple[Tensor, ...]:
         """Gradient of the summed loss, with its graph."""
+        logits = self._forward(params, self.buffers, x, twice=True)
+        labels = y.expand(len(logits), -1)
         if residual_part:
-            logits = self._forward(params, self.buffers, x)
-            total = (logits * residuals(logits, y.expand(len(logits), -1)).detach()).sum()
+            total = (logits * residuals(logits, labels).detach()).sum()
         else:
-            total = self._sum(params, x, y).sum()
+            total = sample_losses(logits, labels).double().sum()
         leaves = [p for p in params.values() if p.requires_grad]
         return _grad(total, leaves, create_graph=True)
 
@@ -325,6 +327,10 @@ class Block:
     def y(self) -> Tensor:
         """Labels, whose number is that of the samples."""
         return self.of.y
+
+    def rows(self, index: slice) -> Block:
+        """That of some of the minima."""
+        return replace(self, of=self.of.rows(index), theta=self.theta[index], columns=self.columns[index])
 
     def _at(self, part: Tensor) -> Tensor:
         return self.theta.scatter(1, self.columns, part)

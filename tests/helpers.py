@@ -224,9 +224,11 @@ class Quadratic:
     def hessian_product(self, theta: Tensor, *, residual_part: bool = False) -> Callable[[Tensor], Tensor]:
         return lambda v: torch.einsum("kij,kj->ki", self.H, v)
 
+    def rows(self, index: slice) -> Quadratic:
+        return Quadratic(self.H[index], self.b[index], self.o[index], self.c)
+
     def alone(self, k: int) -> Quadratic:
-        own = slice(k, k + 1)
-        return Quadratic(self.H[own], self.b[own], self.o[own], self.c)
+        return self.rows(slice(k, k + 1))
 
     def point(self) -> Point:
         """The origin o as the minimum."""
