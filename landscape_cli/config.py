@@ -20,11 +20,23 @@ from landscape_cli import checks, yamlmarks
 from landscape_cli.checks import canonical
 from landscape_cli.errors import Fault
 from landscape_cli.registry import REGISTRY, Entry
-from landscape_cli.schema import MEASURED, NAMED, Compare, Experiment, Stop, Training, known_keys, schema, takes_list
+from landscape_cli.schema import (
+    MEASURED,
+    NAMED,
+    Audit,
+    Compare,
+    Experiment,
+    Stop,
+    Training,
+    known_keys,
+    schema,
+    takes_list,
+)
 from landscape_cli.wording import Problem, did_you_mean, dotted, explain
 from landscape_cli.yamlmarks import Tree, Where, flow, printable, shorten
 
 __all__ = [
+    "Audit",
     "Compare",
     "Experiment",
     "Run",
@@ -221,8 +233,9 @@ def _rows(entry: Entry, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def dump(experiment: Experiment) -> str:
     """YAML that `read` and `resolve` give back equal, every default written out."""
     whole = experiment.model_dump()
-    if not whole["compare"]:
-        del whole["compare"]
+    for key in ("compare", "audit"):
+        if not whole[key]:
+            del whole[key]
     lines = []
     for key, value in whole.items():
         if key == "training":

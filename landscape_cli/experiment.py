@@ -28,6 +28,8 @@ PICTURES = (
     "regret_by_radius",
     "spectral_density",
     "along_training",
+    "lines",
+    "invariance",
 )
 
 
@@ -55,7 +57,7 @@ def train(session: Session, *, fresh: bool = False, wait: bool = False) -> DataF
         try:
             runs.train(session)
         finally:
-            table = _runs_table(session)
+            table = runs_table(session)
     return table
 
 
@@ -66,7 +68,7 @@ def measure(session: Session, wanted: list[measurement.Measurement], *, wait: bo
     """
     with writing(session, wait):
         records = runs.train(session)
-        _runs_table(session)
+        runs_table(session)
         settings_of = {run.run_id: run.settings for run in session.runs}
         try:
             measurement.measure(session, records, wanted, settings_of, session.experiment.along)
@@ -87,7 +89,7 @@ def compare(session: Session, *, fresh: bool = False, wait: bool = False) -> Dat
             measurement.measure(session, records, wanted, settings_of, session.experiment.along)
         finally:
             records = session.finished()
-            run_table, metric_table = _runs_table(session), _metrics_table(session, records, settings_of)
+            run_table, metric_table = runs_table(session), _metrics_table(session, records, settings_of)
         table = analysis.compare(metric_table, run_table, session.groups, same_as())
         store.write(session.folder / "comparison.csv", store.table_bytes(table))
         draw(session.folder, list(records.values()), session.groups, session)
@@ -99,7 +101,8 @@ def same_as() -> dict[str, str]:
     return {name: entry.facts["same"] for name, entry in REGISTRY["metric"].items() if entry.facts.get("same")}
 
 
-def _runs_table(session: Session) -> DataFrame:
+def runs_table(session: Session) -> DataFrame:
+    """runs.csv, written and returned."""
     records = session.finished()
     ordered = [records[run.run_id] for run in session.runs if run.run_id in records]
     table = store.runs_table(ordered)
@@ -120,7 +123,8 @@ def _metrics_table(session: Session, records: dict[str, Record], settings_of: di
 
 def draw(folder: Path, records: Sequence[Record], groups: list[str], session: Session | None = None) -> None:
     """Figures and report.html from the tables; left alone where they were drawn from these very tables."""
-    tables = ("runs.csv", "metrics.csv", "comparison.csv", "experiment.yaml", "tables/spectral_density.csv")
+    tables = ["runs.csv", "metrics.csv", "comparison.csv", "experiment.yaml", "tables/spectral_density.csv"]
+    tables += ["invariance.csv", "tables/lines.csv"]
     page, stamp = folder / "report.html", folder / "plots" / ".drawn"
     sources = [(folder / t).read_bytes() for t in tables if (folder / t).is_file()] + [
         Path(__file__).with_name(f"{module}.py").read_bytes() for module in ("plots", "curves", "report", "analysis")
@@ -132,17 +136,21 @@ def draw(folder: Path, records: Sequence[Record], groups: list[str], session: Se
 
     if session:
         session.watch("draw", {})
-    run_table, metric_table = (store.read_table(folder / t) for t in tables[:2])
-    spectra = report.table(folder / tables[4])
+    run_table, metric_table, spectra, moved, curve = (report.table(folder / t) for t in (*tables[:2], *tables[4:]))
     stems = [folder / "plots" / name for name in PICTURES]
     drawn = [
         *plots.training_curves(records, stems[0]),
-        *plots.metric_by_group(metric_table, run_table, groups, stems[1]),
-        *plots.metric_vs_gap(metric_table, run_table, stems[2]),
-        *plots.regret_by_radius(metric_table, run_table, groups, stems[3]),
         *curves.spectral_density(spectra, run_table, groups, stems[4]),
-        *curves.along_training(metric_table, run_table, groups, edges(folder, records), stems[5]),
+        *curves.lines(curve, stems[6]),
+        *curves.invariance(moved, stems[7]),
     ]
+    if len(metric_table):
+        drawn += [
+            *plots.metric_by_group(metric_table, run_table, groups, stems[1]),
+            *plots.metric_vs_gap(metric_table, run_table, stems[2]),
+            *plots.regret_by_radius(metric_table, run_table, groups, stems[3]),
+            *curves.along_training(metric_table, run_table, groups, edges(folder, records), stems[5]),
+        ]
     for stale in {stem.with_suffix(kind) for stem in stems for kind in (".png", ".svg")}.difference(drawn):
         stale.unlink(missing_ok=True)  # of tables that had more to show
     about = {name: entry.summary for name, entry in REGISTRY["metric"].items()}
@@ -188,25 +196,10 @@ def measure_checkpoints(
 
     They are kept in a folder of their own, `results/<name>-checkpoints`: the experiment's tables stay as they are.
     """
-    base = experiment.model_copy(update={"grid": {}, "compare": None, "seeds": 1, "along": False})
-    session = open_session(base, results, device, watch)
-    settings = session.runs[0].settings
-    module = session.module(settings)
-    loaded = {path: minima.read(path, module) for path in paths}
-    session.folder = session.folder.with_name(f"{experiment.name}-checkpoints")
+    session, loaded = adopting(experiment, paths, results, device, watch)
     with writing(session):
-        records = {}
-        for path, minimum in loaded.items():
-            own_data = {"data": session.data_hash(settings)}  # other data, other name: its cells are no longer true
-            data = minima.to_bytes(replace(minimum, metadata=minimum.metadata | own_data))
-            sha = hashlib.sha256(data).hexdigest()
-            stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in path.stem).strip("-._")[:50] or "checkpoint"
-            run_id = f"{stem}-{sha[:8]}"
-            file = f"minima/{run_id}.safetensors"
-            store.write(session.folder / file, data)
-            about: Record = {"run_id": run_id, "group": "checkpoint", "seed": minimum.metadata.get("seed"), "swept": {}}
-            records[run_id] = CHECKPOINT | about | {"minimum": {"file": file, "sha256": sha}, "stack": [run_id]}
-        settings_of = dict.fromkeys(records, settings)
+        records = adopt(session, loaded)
+        settings_of = dict.fromkeys(records, session.runs[0].settings)
         try:
             measurement.measure(session, records, wanted, settings_of)
         finally:
@@ -215,9 +208,42 @@ def measure_checkpoints(
             own = table[(table["run_id"] == record["run_id"]) & (table["setting"] == "")]
             scores = dict(zip(own["metric"], own["value"], strict=True))
             record |= {k: scores.get(k) for k in SCORES}
-        store.write_runs(session.folder, records.values())
-        store.write(session.folder / "runs.csv", store.table_bytes(store.runs_table(list(records.values()))))
+        write_adopted(session, records)
     return session, table
+
+
+def adopting(
+    experiment: Experiment, paths: list[Path], results: Path, device: str, watch: Any
+) -> tuple[Session, dict[Path, minima.Minimum]]:
+    """A session in a folder of its own, and the checkpoints, read; nothing is written."""
+    base = experiment.model_copy(update={"grid": {}, "compare": None, "seeds": 1, "along": False})
+    session = open_session(base, results, device, watch)
+    module = session.module(session.runs[0].settings)
+    loaded = {path: minima.read(path, module) for path in paths}
+    session.folder = session.folder.with_name(f"{experiment.name}-checkpoints")
+    return session, loaded
+
+
+def adopt(session: Session, loaded: dict[Path, minima.Minimum]) -> dict[str, Record]:
+    """Copies of checkpoints among the minima, and their records."""
+    records = {}
+    for path, minimum in loaded.items():
+        own_data = {"data": session.data_hash(session.runs[0].settings)}  # other data: its cells are no longer true
+        data = minima.to_bytes(replace(minimum, metadata=minimum.metadata | own_data))
+        sha = hashlib.sha256(data).hexdigest()
+        stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in path.stem).strip("-._")[:50] or "checkpoint"
+        run_id = f"{stem}-{sha[:8]}"
+        file = f"minima/{run_id}.safetensors"
+        store.write(session.folder / file, data)
+        about: Record = {"run_id": run_id, "group": "checkpoint", "seed": minimum.metadata.get("seed"), "swept": {}}
+        records[run_id] = CHECKPOINT | about | {"minimum": {"file": file, "sha256": sha}, "stack": [run_id]}
+    return records
+
+
+def write_adopted(session: Session, records: dict[str, Record]) -> None:
+    """Their records and runs.csv."""
+    store.write_runs(session.folder, records.values())
+    store.write(session.folder / "runs.csv", store.table_bytes(store.runs_table(list(records.values()))))
 
 
 SCORES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "loss_gap", "accuracy_gap")

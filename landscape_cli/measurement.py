@@ -119,7 +119,7 @@ def point(
     return at
 
 
-def _alike(records: dict[str, Record], settings_of: dict[str, Any], settings: dict[str, Any]) -> list[Record]:
+def alike(records: dict[str, Record], settings_of: dict[str, Any], settings: dict[str, Any]) -> list[Record]:
     """The minima of the same model, those of diverged runs left out: what a metric of pairs looks at."""
     ok = (r for r in records.values() if r["status"] != "diverged")
     return [r for r in ok if settings_of[r["run_id"]]["model"] == settings["model"]]
@@ -128,9 +128,9 @@ def _alike(records: dict[str, Record], settings_of: dict[str, Any], settings: di
 def _peers(
     session: Session, records: dict[str, Record], settings_of: dict[str, Any], settings: dict[str, Any]
 ) -> dict[str, torch.Tensor]:
-    alike = _alike(records, settings_of, settings)
-    theta = torch.cat([point(session, [record], settings).theta for record in alike])
-    return {record["run_id"]: row for record, row in zip(alike, theta, strict=True)}
+    found = alike(records, settings_of, settings)
+    theta = torch.cat([point(session, [record], settings).theta for record in found])
+    return {record["run_id"]: row for record, row in zip(found, theta, strict=True)}
 
 
 def _inputs(records: dict[str, Record], settings_of: dict[str, Any], metric: str) -> Callable[[Record], str]:
@@ -139,8 +139,8 @@ def _inputs(records: dict[str, Record], settings_of: dict[str, Any], metric: str
         return lambda record: str(record["minimum"]["sha256"])
 
     def of_all(record: Record) -> str:
-        alike = _alike(records, settings_of, settings_of[record["run_id"]])
-        return config.digest([record["minimum"]["sha256"], sorted(r["minimum"]["sha256"] for r in alike)], 64)
+        found = alike(records, settings_of, settings_of[record["run_id"]])
+        return config.digest([record["minimum"]["sha256"], sorted(r["minimum"]["sha256"] for r in found)], 64)
 
     return of_all
 
@@ -159,7 +159,7 @@ def _measure(
     name, own = what
     session.watch("metric", {"metric": name})
     before = dict(at.seconds)
-    estimates = _estimate(at, name, own)
+    estimates = estimate(at, name, own)
     helpers = [k for k in at.seconds if k not in REGISTRY["metric"] and at.seconds[k] != before.get(k)]
     cells, files = [], []
     for k, record in enumerate(records):
@@ -206,7 +206,7 @@ def _vectors(at: Point, estimates: dict[str, Estimate], k: int) -> bytes | None:
     return save({f"v{i}.{n}": t[0].cpu().clone() for i, v in enumerate(each, 1) for n, t in v.items()})
 
 
-def _estimate(at: Point, name: str, own: dict[str, Any]) -> dict[str, Estimate]:
+def estimate(at: Point, name: str, own: dict[str, Any]) -> dict[str, Estimate]:
     """What the metric returns, as {extra setting: estimate}; a metric that raises has failed for this stack only."""
     with at.clock(name):
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -24,13 +25,18 @@ from landscape_cli.layers import FUNCTIONS, LAYERS, METHODS, PRODUCTS, RELUS, SM
 
 @dataclass(frozen=True)
 class Network:
-    """A module and how to run a stack of its copies; `reason` says why if not `stacked`."""
+    """A module and how to run a stack of its copies; `reason` says why if not `stacked`.
+
+    One that is `charted` takes other coordinates phi of its parameters, theta = h(phi) elementwise: `chart` is h, and
+    the network that takes theta.
+    """
 
     module: nn.Module
     graph: fx.GraphModule | None
-    kind: Literal["stacked", "vmap", "loop"]
+    kind: Literal["stacked", "vmap", "loop", "charted"]
     reason: str
     dtype: torch.dtype  # of the forward pass; parameters keep theirs
+    chart: tuple[Callable[[Tensor], Tensor], Network] | None = None
 
     def __call__(self, params: Params, buffers: Params, x: Tensor, how: Pass | None = None) -> Tensor:
         """Logits (K, B, C) for x of shape (B, ...), shared by all runs, or (K, B, ...).
@@ -41,6 +47,9 @@ class Network:
             x: inputs; shared or one batch a run, told apart by `shared(x)`.
             how: mode; evaluation by default.
         """
+        if self.chart is not None:
+            h, within = self.chart
+            return replace(within, dtype=self.dtype)({n: h(p) for n, p in params.items()}, buffers, x, how)
         K, how = len(next(iter(params.values()))), how or Pass()
         result = next(iter(params.values())).dtype
         if self.dtype != result:

@@ -194,8 +194,6 @@ class Objective:
         wide = torch.float64 if len(chunks) > 8 else theta.dtype  # a few sums round no more than the sums in them
 
         def product(v: Tensor) -> Tensor:
-            if v.dim() == 3:
-                return torch.stack([product(one) for one in v.unbind(2)], 2)
             along = list(self.unflatten(v).values()) if only is None else [v.view_as(leaves[0])]
             total = torch.zeros(0)
             for slopes in kept or (self._slopes(params, x, y, residual_part) for x, y in chunks):
@@ -207,7 +205,7 @@ class Objective:
                     total = total.add_(part) if len(total) else part.to(wide)
             return total.div_(self.n).to(theta.dtype) if len(total) else torch.zeros_like(v)
 
-        return product
+        return lambda v: product(v) if v.dim() == 2 else torch.stack([product(one) for one in v.unbind(2)], 2)
 
     def tangents(self, theta: Tensor, v: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Logits z (K, B, C), their change J v along v (K, p), and labels (K, B), chunk by chunk; no gradient."""
@@ -252,21 +250,25 @@ class Objective:
 
     @cached_property
     def bytes_per_sample(self) -> int:
-        """Bytes that autograd keeps for one sample in all K runs."""
+        """Bytes that autograd keeps for one sample in all K runs; what a chart keeps is not of a sample."""
+        if self.network.chart is not None:
+            return replace(self, network=self.network.chart[1]).bytes_per_sample
         one = {n: t[:1].detach().requires_grad_() for n, t in self.like.items()}
         own = {t.untyped_storage().data_ptr() for t in one.values()}
-        kept: dict[int, int] = {}
+        kept: dict[int, Tensor] = {}
 
-        def note(t: Tensor) -> Tensor:
+        def note(t: Tensor) -> None:  # a saved tensor that is handed back would be a cycle that nobody frees
             if t.untyped_storage().data_ptr() not in own:
-                kept[t.data_ptr()] = t.numel() * t.element_size()
-            return t
+                kept[t.data_ptr()] = t.detach()
 
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):  # `loss` comes without
+        with (
+            torch.enable_grad(),
+            torch.autograd.graph.saved_tensors_hooks(note, lambda _: torch.empty(0)),
+        ):  # `loss` comes without
             first = self.alone(0) if self.y.dim() == 2 else self
             x, y = next(zip(first.x.split(1, self.y.dim() - 1), first.y.split(1, self.y.dim() - 1), strict=True))
             self._sum(one, x, y, {n: b[:1] for n, b in self.buffers.items()})
-        return sum(kept.values()) * len(next(iter(self.like.values())))
+        return sum(t.numel() * t.element_size() for t in kept.values()) * len(next(iter(self.like.values())))
 
     def _forward(self, params: Params, buffers: Params, x: Tensor, twice: bool = False) -> Tensor:
         """Logits (K, B, C); if normalized, z / sqrt(mean_c (z_c - mean z)^2) (Andriushchenko et al. 2023).

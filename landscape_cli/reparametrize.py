@@ -7,18 +7,16 @@ that directions in parameter space go along with it (`Moved.carry`).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from landscape_cli.channels import LOGITS, Group, channel_groups
 from landscape_cli.errors import Fault
-from landscape_cli.network import Network, Params, build
+from landscape_cli.network import Network, Params
 
 TOLERANCE = 1e-9  # of the outputs, float64, relative to the largest where that is above 1
 Chart = Literal["cubic", "sinh"]
@@ -53,12 +51,14 @@ class Moved:
     Args:
         minima: the same functions elsewhere in parameter space.
         carry: directions name -> (K, *shape) at the old minima -> the same directions at the new ones.
+        place: other points of parameter space -> where they go; of a rescaling that is `carry`.
         moved: groups of channels that it acted on, as writers->readers.
         left: others, with the reason why they are not applicable.
     """
 
     minima: Minima
     carry: Callable[[Params], Params]
+    place: Callable[[Params], Params]
     moved: list[str]
     left: dict[str, str]
 
@@ -96,6 +96,21 @@ def batchnorm_scale(at: Minima, strength: float = 1.0, seed: int = 0) -> Moved:
     return _scaled(at, _factors(able, strength, seed), left)
 
 
+def orbit(at: Minima) -> list[Group]:
+    """The groups of channels that can be rescaled, those before BatchNorm too."""
+    return [group for normalized in (False, True) for group in _able(at, "scale", normalized)[0]]
+
+
+def alpha_groups(at: Minima) -> list[str]:
+    """Names of the groups that alpha_scale can move."""
+    return [group.name for group in _able(at, "scale", normalized=False)[0]]
+
+
+def rescale(at: Minima, factors: list[tuple[Group, Tensor]]) -> Moved:
+    """Each of these groups, of `orbit`, by a factor above 0 for each of its channels (size,)."""
+    return _scaled(at, factors, {})
+
+
 def permute(at: Minima, seed: int = 0, back: bool = False) -> Moved:
     """The channels of every group in another order; `back` undoes that of the same seed."""
     able, left = _able(at, "permute", normalized=False)
@@ -120,7 +135,7 @@ def permute(at: Minima, seed: int = 0, back: bool = False) -> Moved:
 
     both = carry(at.params | at.buffers)
     params, buffers = ({n: both[n] for n in side} for side in (at.params, at.buffers))
-    moved = Moved(replace(at, params=params, buffers=buffers), carry, [g.name for g, _ in orders], left)
+    moved = Moved(replace(at, params=params, buffers=buffers), carry, carry, [g.name for g, _ in orders], left)
     return _proven("permute", at, moved)
 
 
@@ -134,19 +149,31 @@ def logit_scale(at: Minima, c: float) -> Moved:
     def carry(params: Params) -> Params:
         return {n: t * c if n.rpartition(".")[0] == last else t for n, t in params.items()}
 
-    moved = Moved(replace(at, params=carry(at.params)), carry, [last], {})
+    moved = Moved(replace(at, params=carry(at.params)), carry, carry, [last], {})
     x = _inputs(at)
     _check("logit_scale", c * at.outputs(x), moved.minima.outputs(x))
     return moved
 
 
 def global_scale(at: Minima, c: float) -> Moved:
-    """All parameters times c. It changes the function: only a measure's own homogeneity, `global`, survives it."""
+    """All parameters in a unit c times smaller, phi = c theta; the network takes phi and divides it by c.
+
+    Without that division it would be another function, at which no measure of gradients could keep its value: what the
+    claim `global` says is that the measure does not depend on the unit.
+    """
 
     def carry(params: Params) -> Params:
         return {n: t * c for n, t in params.items()}
 
-    return Moved(replace(at, params=carry(at.params)), carry, ["all parameters"], {})
+    moved = Moved(_charted(at, lambda phi: phi / c, carry(at.params)), carry, carry, ["all parameters"], {})
+    return _proven("global_scale", at, moved)
+
+
+def _charted(at: Minima, h: Callable[[Tensor], Tensor], phi: Params) -> Minima:
+    """The minima in coordinates phi, theta = h(phi)."""
+    reason = "its parameters are other coordinates of those of its layers"
+    network = replace(at.network, kind="charted", graph=None, reason=reason, chart=(h, at.network))
+    return replace(at, network=network, params=phi)
 
 
 def smooth(at: Minima, chart: Chart) -> Moved:
@@ -159,31 +186,21 @@ def smooth(at: Minima, chart: Chart) -> Moved:
     if len(square.unique()) > 1:
         raise Fault("smooth: its scale is that of one minimum: take a stack of one")
     c = float(1 / square[0] if chart == "cubic" else square[0] ** -0.5)
-    module = copy.deepcopy(at.network.module)
-    for name in [n for n, _ in module.named_parameters()]:
-        owner, _, short = name.rpartition(".")
-        parametrize.register_parametrization(module.get_submodule(owner), short, _Chart(chart, c), unsafe=True)
-    network = build(module, at.input_shape, at.network.dtype)
-    names = {n: _renamed(n) for n in at.params}
-    phi = {names[n]: _inverse(t, chart, c) for n, t in at.params.items()}
+    phi = {n: _inverse(t, chart, c) for n, t in at.params.items()}
 
     def carry(d: Params) -> Params:
-        return {names[n]: t / _slope(phi[names[n]], chart, c) for n, t in d.items()}
+        return {n: t / _slope(phi[n], chart, c) for n, t in d.items()}
 
-    moved = Moved(replace(at, network=network, params=phi), carry, ["all parameters"], {})
+    def place(params: Params) -> Params:
+        return {n: _inverse(t, chart, c) for n, t in params.items()}
+
+    moved = Moved(_charted(at, _chart(chart, c), phi), carry, place, ["all parameters"], {})
     return _proven(f"smooth ({chart})", at, moved)
 
 
-class _Chart(nn.Module):
-    """theta = h(phi)."""
-
-    def __init__(self, chart: Chart, c: float) -> None:
-        super().__init__()
-        self.chart, self.c = chart, c
-
-    def forward(self, phi: Tensor) -> Tensor:
-        theta: Tensor = phi + self.c * phi**3 if self.chart == "cubic" else torch.sinh(self.c * phi) / self.c
-        return theta
+def _chart(chart: Chart, c: float) -> Callable[[Tensor], Tensor]:
+    """h, theta = h(phi)."""
+    return (lambda phi: phi * (1 + c * phi * phi)) if chart == "cubic" else (lambda phi: torch.sinh(c * phi) / c)
 
 
 def _inverse(theta: Tensor, chart: Chart, c: float) -> Tensor:
@@ -202,11 +219,6 @@ def _slope(phi: Tensor, chart: Chart, c: float) -> Tensor:
     """h'(phi)."""
     slope: Tensor = 1 + 3 * c * phi**2 if chart == "cubic" else torch.cosh(c * phi)
     return slope
-
-
-def _renamed(name: str) -> str:
-    owner, _, short = name.rpartition(".")
-    return ".".join(filter(None, [owner, "parametrizations", short, "original"]))
 
 
 def _able(at: Minima, purpose: Literal["scale", "permute"], normalized: bool) -> tuple[list[Group], dict[str, str]]:
@@ -272,7 +284,7 @@ def _scaled(at: Minima, factors: list[tuple[Group, Tensor]], left: dict[str, str
                 buffers[f"{name}.running_mean"] = a * mean
                 buffers[f"{name}.running_var"] = a.square() * (var + layer.eps) - layer.eps
     moved = replace(at, params=carry(at.params), buffers=buffers)
-    return _proven("a rescaling", at, Moved(moved, carry, [g.name for g, _ in factors], left))
+    return _proven("a rescaling", at, Moved(moved, carry, carry, [g.name for g, _ in factors], left))
 
 
 def _last_layer(at: Minima) -> str:

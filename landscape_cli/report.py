@@ -45,6 +45,19 @@ CAPTIONS = {  # plot's stem: title, what it shows; in the order of the page
         "the runs of a group. Dashed: the first-order formula, which takes the loss for linear. Where the two part is "
         "how far one may walk from the minimum before the linear formula misjudges the regret.",
     ),
+    "invariance": (
+        "What a change of parameters that changes nothing does to each metric",
+        "Metrics down, those that move furthest first; transforms across; in each cell the value after it, in parts of "
+        "the value before. All but logits leave the network's function as it is. Green: the metric claims to survive, "
+        "and does to 1e-6; red: it claims, and does not.",
+    ),
+    "lines": (
+        "The same function, sharp and flat",
+        "Loss along a random line through a minimum and through images of it that compute the same function. Left: in "
+        "one direction, the image whose largest eigenvalue was driven up looks sharp. Right: with each filter of the "
+        "direction as long as the minimum's own (Li et al. 2018) that difference is gone, but other coordinates of the "
+        "same parameters still change the picture.",
+    ),
     "along_training": (
         "Along training",
         "What was measured at snapshots, a line a run, its minimum as a dot at the end. Dashed beside hessian_top: "

@@ -13,13 +13,13 @@ from landscape_cli.session import Record, Session
 SAVE_EVERY = 10.0  # seconds between two saved states of a stack in training
 
 
-def train(session: Session) -> dict[str, Record]:
-    """Train every run that has no record; returns all records of the experiment's runs, in order.
+def train(session: Session, only: set[str] | None = None) -> dict[str, Record]:
+    """Train every run that has no record, or what `only` names; returns all records of the experiment, in order.
 
     Each finished run is written at once: its minimum, then its record. Interrupted stacks go on from their last state.
     """
     records = session.finished()
-    todo = pending(session, records)
+    todo = [s for s in pending(session, records) if only is None or only & {run.run_id for run in s} - records.keys()]
     session.watch("train", {"runs": len(session.runs), "done": len(records), "stacks": len(todo)})
     for stack in todo:
         _train_stack(session, stack)
@@ -27,7 +27,7 @@ def train(session: Session) -> dict[str, Record]:
     for ids in list(stacks.begun(session.folder)):
         if set(ids) <= records.keys():  # stopped after its last run was written and before it was cleaned up
             stacks.forget(session.folder, stacks.name_of(ids))
-    return {run.run_id: records[run.run_id] for run in session.runs}
+    return {run.run_id: records[run.run_id] for run in session.runs if run.run_id in records}
 
 
 def pending(session: Session, records: dict[str, Record]) -> list[list[Run]]:

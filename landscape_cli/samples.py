@@ -152,6 +152,10 @@ def sample_gradients(
         x: a batch (B, ...).
         ways: logits (K, B, C) -> cotangents (K, B, C), one after the other.
     """
+    if at.network.chart is not None:
+        within, there, slope, _ = _through_chart(at, theta)
+        yield from (g * slope[:, None] for g in sample_gradients(within, there, x, ways))
+        return
     if at.network.kind != "stacked":
         runs = [
             _gradients_of_any(at.alone(k), theta[k : k + 1], x, lambda z: [w[0] for w in ways(z[None])])
@@ -168,6 +172,17 @@ def sample_gradients(
             for (short, _), part in zip(tap.layer.named_parameters(), own, strict=True):
                 g[:, :, columns[f"{tap.name}.{short}"]] = part
         yield g
+
+
+def _through_chart(at: Objective, phi: Tensor) -> tuple[Objective, Tensor, Tensor, Tensor]:
+    """Of a charted network, theta = h(phi): the objective of theta, theta, h' and h'' (K, p)."""
+    assert at.network.chart is not None
+    h, network = at.network.chart
+    phi = phi.detach().requires_grad_()
+    theta = h(phi)
+    (slope,) = torch.autograd.grad(theta.sum(), phi, create_graph=True)
+    bend = torch.autograd.grad(slope.sum(), phi)[0] if slope.requires_grad else torch.zeros_like(phi)
+    return replace(at, network=replace(network, dtype=at.network.dtype)), theta.detach(), slope.detach(), bend
 
 
 def hessian_squares(at: Objective, theta: Tensor, v: Tensor) -> Tensor:
@@ -231,6 +246,13 @@ def sample_hessian_products(at: Objective, theta: Tensor, v: Tensor) -> Iterator
         v: directions (K, p).
     """
     size = max(1, 2**22 // theta.shape[1])
+    if at.network.chart is not None:  # D H_i D v + g_i h'' v
+        within, there, slope, bend = _through_chart(at, theta)
+        products = sample_hessian_products(within, there, slope * v)
+        for x, y, Hv in zip(at.x.split(size), at.y.split(size), products, strict=True):
+            (g,) = sample_gradients(within, there, x, lambda z, y=y: [residuals(z, y.expand(len(z), -1))])  # type: ignore[misc]
+            yield slope[:, None] * Hv + g * (bend * v)[:, None]
+        return
     for x, y in zip(at.x.split(size), at.y.split(size), strict=True):
         K, B = len(theta), len(x)
         rows = torch.arange(K, device=theta.device).repeat_interleave(B)

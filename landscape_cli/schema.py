@@ -9,7 +9,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SkipValidation, TypeAdapter, create_model
 from pydantic_core import PydanticCustomError
 
@@ -105,6 +105,16 @@ class Compare(Section):
     labels: dict[Any, Annotated[str, AfterValidator(_label)]] = {}
 
 
+class Audit(Section):
+    """What `landscape audit` does beside its table."""
+
+    sharpen: list[str] = Field([], description="metrics that it drives up and down by rescalings")
+    bound: Annotated[float, Gt(1)] = Field(100.0, description="largest factor of a channel, there")
+    drive: Annotated[float, Gt(1)] | None = Field(
+        None, description="raise hessian_top so many times, and draw the loss"
+    )
+
+
 class Experiment(Section):
     """A resolved config: every default filled in, every number of its proper type."""
 
@@ -118,6 +128,7 @@ class Experiment(Section):
     metrics: SkipValidation[Metrics] = "default"
     along: bool = Field(False, description="measure training.snapshots too, not only the minima")
     compare: Compare | None = None
+    audit: Audit | None = None
 
 
 def settings_of(kind: Kind, name: Any) -> type[BaseModel] | None:
@@ -146,6 +157,7 @@ def known_keys(data: dict[str, Any]) -> Known:
         ("training",): list(Training.model_fields),
         ("training", "stop"): list(Stop.model_fields),
         ("compare",): list(Compare.model_fields),
+        ("audit",): list(Audit.model_fields),
     }
     for kind in NAMED:
         given = data.get(kind)

@@ -17,7 +17,15 @@ from typing import Any
 
 from landscape_cli.atomic import TEMPORARY, no_link, sync_folder, write, write_fault, write_many
 from landscape_cli.errors import Fault
-from landscape_cli.tables import curve_tables, metrics_table, read_table, runs_table, table_bytes
+from landscape_cli.tables import (
+    curve_tables,
+    invariance_table,
+    lines_table,
+    metrics_table,
+    read_table,
+    runs_table,
+    table_bytes,
+)
 
 FORMAT = 1  # of run records, cells and the manifest
 LOCK, OWNER, MANIFEST = ".lock", ".lock-owner.json", "manifest.json"
@@ -27,7 +35,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
 METRIC = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,120}")
 
 # One door to the results folder: what atomic.py and tables.py hold is found here too.
-__all__ = ["curve_tables", "metrics_table", "read_table", "runs_table", "table_bytes", "write", "write_many"]
+__all__ = ["curve_tables", "invariance_table", "lines_table", "metrics_table", "read_table", "runs_table"]
+__all__ += ["table_bytes", "write", "write_many"]
 
 
 # --- the folder and its lock ---

@@ -22,8 +22,11 @@ ENDED |= {"stack_size": "Int64", "message": "str"}
 METRICS = RUN | {"epoch": "Int64", "metric": "str", "setting": "str", "value": "float64", "standard_error": "float64"}
 METRICS |= {"samples": "Int64", "iterations": "Int64", "residual": "float64", "seconds": "float64"}
 METRICS |= {"status": "str", "message": "str"}
+INVARIANCE = {"run_id": "str", "metric": "str", "setting": "str", "transform": "str"}
+INVARIANCE |= dict.fromkeys(("strength", "before", "after", "ratio", "standard_error", "tolerance"), "float64")
+INVARIANCE |= {"claim": "str", "verdict": "str"}
 CURVES = RUN | {"epoch": "Int64", "setting": "str"}  # then the columns of the curve itself
-KINDS = ENDED | METRICS | dict.fromkeys(("target", "transform", "claim", "verdict", "split"), "str")
+KINDS = ENDED | METRICS | INVARIANCE | dict.fromkeys(("target", "split"), "str")
 
 INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,18})")
 FLOAT = re.compile(r"-?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=e))(?:e[+-]?[0-9]+)?|-?inf", re.IGNORECASE)
@@ -76,6 +79,18 @@ def metrics_table(
             rows.append((sort_by, {**row, **common, "seconds": seconds and seconds / len(cell["rows"])}))
     rows.sort(key=lambda pair: pair[0])
     return _frame([row for _, row in rows], list(METRICS))
+
+
+def invariance_table(rows: Sequence[dict[str, Any]]) -> "DataFrame":
+    """The table of invariance.csv; a number that is not one is missing."""
+    return _frame([{k: None if v != v else v for k, v in row.items()} for row in rows], list(INVARIANCE))
+
+
+def lines_table(columns: dict[str, list[Any]]) -> "DataFrame":
+    """A table of curves by their columns."""
+    from pandas import DataFrame
+
+    return DataFrame({name: _series(name, values) for name, values in columns.items()})
 
 
 def curve_tables(cells: Iterable[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> "dict[str, DataFrame]":

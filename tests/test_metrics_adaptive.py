@@ -308,7 +308,9 @@ def test_neurons_may_be_shuffled(norm: str) -> None:
 
 def test_claims_are_what_was_measured() -> None:
     stated = {k: set(v) for k, v in claims(REGISTRY["metric"][NAME]).items()}
-    assert stated == {"scope=elementwise": {"permutation", "filter"}, "scope=filterwise": {"permutation", "scale"}}
+    assert stated == {
+        k: {"permutation", "global", v} for k, v in (("scope=elementwise", "filter"), ("scope=filterwise", "scale"))
+    }
 
 
 def test_few_steps_are_reported_and_more_draws_count() -> None:

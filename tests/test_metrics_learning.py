@@ -257,7 +257,7 @@ def test_a_step_that_is_too_long_says_so(factor: float) -> None:
 
 def test_facts() -> None:
     entry = REGISTRY["metric"][NAME]
-    assert claims(entry) == {"": ["none"]}
+    assert claims(entry) == {"": ["permutation"]}
     assert entry.facts["direction"] == "sharp"
     once, again, other = (shelf(NAME, at_bowl(), draws=20, seed=s) for s in (3, 3, 4))
     assert torch.equal(once.value, again.value)

@@ -366,7 +366,7 @@ def test_behind_batchnorm_the_scale_of_each_filter_is_free() -> None:
 def test_claims_are_what_was_measured() -> None:
     stated = {name: {k: set(v) for k, v in claims(REGISTRY["metric"][name]).items()} for name in PAC + VOLUMES}
     assert stated["pac_bayes_sharpness"] == stated["flat_volume"] == {"": {"permutation"}}
-    assert stated["flat_volume_filter"] == {"": {"permutation", "scale"}}
+    assert stated["flat_volume_filter"] == {"": {"permutation", "global", "scale"}}
     for key, names in stated["pac_bayes_magnitude"].items():
         assert "filter" in names or key not in ("", "eps=0", "eps=0.0")
     assert {"sharp"} == {REGISTRY["metric"][name].facts["direction"] for name in PAC}

@@ -18,7 +18,7 @@ RHO = {("worst", "l2"): 0.5, ("worst", "linf"): 0.01, ("average", "l2"): 0.2, ("
 
 
 @metric(
-    invariant={"scope=elementwise": "permutation,filter", "scope=filterwise": "permutation,scale"},
+    invariant={"scope=elementwise": "permutation,global,filter", "scope=filterwise": "permutation,global,scale"},
     source="Kwon et al. 2021, eq. 3; Andriushchenko et al. 2023, eq. 1 and 2",
     case=["worst", "average"],
     direction="sharp",

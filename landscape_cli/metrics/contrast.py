@@ -25,15 +25,13 @@ from landscape_cli.samples import hessian_squares, sample_hessian_products
 
 DENSE = 512  # parameters up to which Hessians are taken column by column
 TINY = 1e-12  # of what its samples have: below, a block of the average is rounding, and is left out
-NOTHING = (
-    1e-28  # of the largest block, so far below that it is noise; any less, and a rescaling would change the choice
-)
+NOTHING = 1e-250  # a block as small is 0; a bound that looks at other blocks would choose otherwise after a rescaling
 CLEAR = 1e4  # times the rounding of a loss: a rise that is less is taken in float64
 BLOCKS = ["none", "layer", "kernel"]
 CLAIMS = {
     "blocks=none": "permutation,global",
-    "blocks=layer": "permutation,scale",
-    "blocks=kernel": "permutation,filter",
+    "blocks=layer": "permutation,global,scale",
+    "blocks=kernel": "permutation,global,filter",
 }
 OURS = "ours, docs/essay.md"
 ROWS = "C - 1 backward passes, inner products of their n (C - 1) rows"
@@ -48,7 +46,7 @@ Functional = Callable[[Block, Tensor], tuple[Tensor, Tensor]]
 
 def _kept(own: Tensor, mean: Tensor) -> Tensor:
     """Which blocks count, for the functional of minibatches and that of their average, each (K, blocks)."""
-    return (mean > TINY * own) & (mean > NOTHING * mean.amax(1, keepdim=True).clamp_min(0)) & own.isfinite()
+    return (mean > TINY * own) & (mean > NOTHING) & own.isfinite()
 
 
 def _geometric(own: Tensor, mean: Tensor) -> Estimate:
@@ -152,13 +150,18 @@ def contrast_frobenius(
     p, n = at.theta.shape[1], at.train.n
     parts = [slice(0, p)] if blocks == "none" else list(at.train.columns.values())
     found = [_squares_along(at, j if blocks == "layer" else None, part, probes, seed) for j, part in enumerate(parts)]
-    sampled = [side for side, part in zip(found, parts, strict=True) if part.stop - part.start > DENSE]
+    sampled = {j: found[j] for j, part in enumerate(parts) if not _one_by_one(at, part, probes)}
     own, mean = (torch.stack([f[i].mean(1) for f in found], 1) for i in (0, 1))  # (K, blocks)
     estimate = _geometric(_at_size(own, mean, minibatch_size, n), mean)
     if sampled:
         estimate.samples = probes
-        estimate.standard_error = _error(found, parts, own, mean, minibatch_size, n, estimate.value)
+        estimate.standard_error = _error(sampled, own, mean, minibatch_size, n, estimate.value)
     return estimate
+
+
+def _one_by_one(at: Point, part: slice, probes: int) -> bool:
+    """Whether a part is taken column by column; for a network of unknown layers each takes a pass a sample."""
+    return int(part.stop - part.start) <= (DENSE if at.train.network.kind == "stacked" else probes)
 
 
 def _squares_along(at: Point, j: int | None, part: slice, probes: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -173,14 +176,14 @@ def _squares_along(at: Point, j: int | None, part: slice, probes: int, seed: int
     """
     (K, p), size = at.theta.shape, part.stop - part.start
     rng = torch.Generator().manual_seed(seed)
-    count = size if size <= DENSE else probes
+    one_by_one = _one_by_one(at, part, probes)
     H, own, mean = at.train.hessian_product(at.theta), [], []
-    for i in range(count):
+    for i in range(size if one_by_one else probes):
         v = torch.zeros(p, dtype=at.theta.dtype)
-        if size <= DENSE:
+        if one_by_one:
             v[part.start + i] = size**0.5
         else:
-            v[part] = torch.randint(0, 2, (size,), generator=rng).to(v) * 2 - 1
+            v[part] = (torch.randint(0, 2, (p,), generator=rng).to(v) * 2 - 1)[part]
         v = v.to(at.theta.device).expand(K, p).contiguous()
         squares = hessian_squares(at.train, at.theta, v)
         own.append((squares.sum(2) if j is None else squares[:, :, j]).mean(1))
@@ -189,18 +192,20 @@ def _squares_along(at: Point, j: int | None, part: slice, probes: int, seed: int
 
 
 def _error(
-    found: list[tuple[Tensor, Tensor]], parts: list[slice], own: Tensor, mean: Tensor, m: int, n: int, value: Tensor
+    sampled: dict[int, tuple[Tensor, Tensor]], own: Tensor, mean: Tensor, m: int, n: int, value: Tensor
 ) -> Tensor:
-    """Of the geometric mean of ratios of means over the same probes: the spread of their common linear part."""
+    """Of the geometric mean of ratios of means over the same probes: the spread of their common linear part.
+
+    `sampled` has the two terms of each probe, for the blocks that are sampled, by their numbers.
+    """
     total = _at_size(own, mean, m, n)
     kept = _kept(total, mean)
-    probes = max(f[0].shape[1] for f, part in zip(found, parts, strict=True) if part.stop - part.start > DENSE)
+    probes = max(f[0].shape[1] for f in sampled.values())
     linear = torch.zeros(len(value), probes, dtype=torch.float64, device=value.device)
-    for j, ((of_samples, of_mean), part) in enumerate(zip(found, parts, strict=True)):
-        if part.stop - part.start > DENSE:
-            sized = _at_size(of_samples, of_mean, m, n)
-            share = sized / total[:, j, None] - of_mean / mean[:, j, None]
-            linear += torch.where(kept[:, j, None], share, 0)
+    for j, (of_samples, of_mean) in sampled.items():
+        sized = _at_size(of_samples, of_mean, m, n)
+        share = sized / total[:, j, None] - of_mean / mean[:, j, None]
+        linear += torch.where(kept[:, j, None], share, 0)
     error: Tensor = value * linear.std(1) / probes**0.5 / kept.sum(1).clamp_min(1)
     return error
 

@@ -30,7 +30,7 @@ def ewc_distance(at: Point) -> dict[str, Estimate]:
 
 
 @metric(
-    invariant="permutation,filter",
+    invariant="permutation,global,filter",
     source="ours, docs/essay.md",
     default=True,
     direction="sharp",

@@ -211,7 +211,7 @@ def tic_fisher(
 
 
 @metric(
-    invariant="permutation",
+    invariant="permutation,global",
     source="ours, docs/essay.md; Hestenes & Stiefel 1952",
     direction="none",
     cost="one gradient and up to 1000 Fisher products a minibatch",
@@ -266,7 +266,7 @@ def regret_kl_damped(
 
 
 @metric(
-    invariant="permutation,scale",
+    invariant="permutation,filter",
     source="Martens & Grosse 2015, without damping; ours, docs/essay.md",
     direction="none",
     cost="one gradient a minibatch, C - 1 backward passes, two decompositions a layer",

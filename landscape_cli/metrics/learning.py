@@ -22,7 +22,7 @@ Slopes = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
 @metric(
-    invariant="none",
+    invariant="permutation",
     source="Lau et al. 2023, eq. 8 and algorithm 1",
     direction="sharp",
     cost="320 gradients: chains times burn-in and draws",

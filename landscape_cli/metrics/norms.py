@@ -90,7 +90,7 @@ def spectral_norm_product(at: Point, *, conv: Conv = "matrix") -> Estimate:
 
 
 @metric(
-    invariant="permutation,scale",
+    invariant="permutation,global,scale",
     source="Rudelson & Vershynin 2007; Sanyal et al. 2020, def. 3.1",
     direction="none",
     cost="the largest singular value of each weight",

@@ -15,7 +15,12 @@ from landscape_cli.registry import Natural, metric
 from landscape_cli.samples import backward, is_dense, layer_gradients, sample_gradients, tapped
 
 
-@metric(invariant="permutation,filter", source="Liang et al. 2019, eq. 3.1", direction="sharp", cost="one tangent pass")
+@metric(
+    invariant="permutation,global,filter",
+    source="Liang et al. 2019, eq. 3.1",
+    direction="sharp",
+    cost="one tangent pass",
+)
 def fisher_rao(at: Point) -> Estimate:
     """Squared length of the parameters in the metric of the true Fisher information, theta^T F theta.
 
@@ -32,7 +37,12 @@ def fisher_rao(at: Point) -> Estimate:
     return exact(total / at.train.n, at.train.n)
 
 
-@metric(invariant="permutation,filter", source="Liang et al. 2019, eq. 3.1", direction="sharp", cost="one tangent pass")
+@metric(
+    invariant="permutation,global,filter",
+    source="Liang et al. 2019, eq. 3.1",
+    direction="sharp",
+    cost="one tangent pass",
+)
 def fisher_rao_empirical(at: Point) -> Estimate:
     """Squared length of the parameters in the metric of the empirical Fisher information, mean_i <g_i, theta>^2.
 
@@ -47,7 +57,7 @@ def fisher_rao_empirical(at: Point) -> Estimate:
 
 
 @metric(
-    invariant="permutation,scale",
+    invariant="permutation,global,scale",
     source="Petzka et al. 2021, definition 3",
     direction="sharp",
     cost="C - 1 backward passes; and `probes` Hessian products for networks that are not piecewise linear",

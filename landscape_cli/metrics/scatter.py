@@ -19,7 +19,7 @@ BASIS = 2**28  # numbers of the Lanczos basis
 
 
 @metric(
-    invariant="permutation",
+    invariant="permutation,global",
     source="Takeuchi 1976; Thomas et al. 2020; ours, docs/essay.md",
     direction="none",
     cost="p Hessian products up to 2000 parameters, else 100 to 400; every sample gradient",

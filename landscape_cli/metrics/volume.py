@@ -62,7 +62,7 @@ def pac_bayes_sharpness(
 
 
 @metric(
-    invariant={"eps=0": "permutation,filter"},
+    invariant={"eps=0": "permutation,global,filter"},
     source="Jiang et al. 2020, appendix C (magnitude-aware, eps = 1e-3 there)",
     direction="sharp",
     cost="8 to 12 forward passes a draw",
@@ -256,7 +256,7 @@ def flat_volume(
 
 
 @metric(
-    invariant="permutation,scale",
+    invariant="permutation,global,scale",
     source="ours; directions of Li et al. 2018, section 4",
     direction="flat",
     cost="8 to 12 forward passes a direction",

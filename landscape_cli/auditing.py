@@ -1,0 +1,94 @@
+"""`landscape audit`: which minima are moved, and the files that come of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from landscape_cli import audit, config, experiment, measurement, runs, store
+from landscape_cli.config import Experiment
+from landscape_cli.errors import Fault
+from landscape_cli.registry import REGISTRY
+from landscape_cli.session import Record, Session
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Wanted = tuple[list[measurement.Measurement], list[measurement.Measurement]]
+
+
+def run(session: Session, run_ids: list[str], *, wait: bool = False) -> tuple[DataFrame, list[str]]:
+    """`landscape audit CONFIG`: invariance.csv, which is returned, and lines on what the transforms left alone.
+
+    Args:
+        session: the experiment's.
+        run_ids: whose minima are moved; none: the first run's. They are trained if need be.
+        wait: for the folder.
+    """
+    known = [run.run_id for run in session.runs]
+    if unknown := [i for i in run_ids if i not in known]:
+        raise Fault(f"--runs: {', '.join(unknown)}: no run of {session.experiment.name}; it has {', '.join(known[:4])}")
+    settings_of, wanted = {run.run_id: run.settings for run in session.runs}, _audited(session.experiment)
+    with experiment.writing(session, wait):
+        records = runs.train(session, set(run_ids or known[:1]))
+        experiment.runs_table(session)
+        return _audit(session, [records[i] for i in run_ids or known[:1]], records, settings_of, wanted)
+
+
+def run_checkpoints(
+    base: Experiment, paths: list[Path], results: Path, device: str, watch: Any
+) -> tuple[Session, DataFrame, list[str]]:
+    """`landscape audit CHECKPOINT...`: the same of networks trained elsewhere, in `results/<name>-checkpoints`."""
+    wanted = _audited(base)
+    session, loaded = experiment.adopting(base, paths, results, device, watch)
+    with experiment.writing(session):
+        records = experiment.adopt(session, loaded)
+        settings_of = dict.fromkeys(records, session.runs[0].settings)
+        experiment.write_adopted(session, records)
+        table, said = _audit(session, list(records.values()), records, settings_of, wanted)
+    return session, table, said
+
+
+def _audited(base: Experiment) -> Wanted:
+    """What to audit, and what to sharpen.
+
+    Raises: Fault if audit.sharpen names no metric.
+    """
+    named = base.audit.sharpen if base.audit else []
+    if unknown := [name for name in named if name not in REGISTRY["metric"]]:
+        raise Fault(f"audit.sharpen: {', '.join(unknown)}: no such metric: see `landscape list metrics`")
+    sharpened = config.measurements(base.model_copy(update={"metrics": named})) if named else []
+    return config.measurements(base), sharpened
+
+
+def _audit(
+    session: Session, chosen: list[Record], records: dict[str, Record], settings_of: dict[str, Any], wanted: Wanted
+) -> tuple[DataFrame, list[str]]:
+    asked, rows = session.experiment.audit or config.Audit(), []
+    said: dict[str, None] = {}
+    session.watch("measure", {"cells": sum(map(len, wanted)) * len(chosen)})
+
+    def watch(name: str) -> None:
+        session.watch("metric", {"metric": name})
+        session.watch("cell", {"metric": name, "runs": 1})
+
+    for record in chosen:
+        if record["status"] == "diverged":
+            raise Fault(f"{record['run_id']}: diverged: there is no minimum to move")
+        settings = settings_of[record["run_id"]]
+        alike = [r for r in measurement.alike(records, settings_of, settings) if r["run_id"] != record["run_id"]]
+        point, at = audit.of_record(session, record, settings, alike)
+        found, cases = audit.audit(point, at, wanted[0], watch)
+        for what in wanted[1]:
+            watch(f"{what[0]}, sharpened")
+            found += audit.sharpen(point, at, what, asked.bound)
+        rows += [{"run_id": record["run_id"], **row} for row in found]
+        said |= {f"{c.transform}: {name}: {why}": None for c in cases for name, why in c.left.items()}
+        if asked.drive:
+            curves = audit.drive(point, at, asked.drive)
+            curves = {"run_id": [record["run_id"]] * len(curves["x"]), **curves}
+            store.write_curves(session.folder, {"lines": store.table_bytes(store.lines_table(curves))}, [])
+    table = store.invariance_table(rows)
+    store.write(session.folder / "invariance.csv", store.table_bytes(table))
+    experiment.draw(session.folder, list(session.finished().values()) or chosen, session.groups, session)
+    return table, list(said)
