@@ -24,11 +24,19 @@ from landscape_cli.layers import FUNCTIONS, LAYERS, METHODS, PRODUCTS, RELUS, SM
 
 
 @dataclass(frozen=True)
+class Chart:
+    """Coordinates phi of parameters theta = h(phi), elementwise; `within` is the network that takes theta."""
+
+    h: Callable[[Tensor], Tensor]
+    within: Network
+    linear: bool
+
+
+@dataclass(frozen=True)
 class Network:
     """A module and how to run a stack of its copies; `reason` says why if not `stacked`.
 
-    One that is `charted` takes other coordinates phi of its parameters, theta = h(phi) elementwise: `chart` is h, and
-    the network that takes theta.
+    One that is `charted` takes other coordinates phi of its parameters, theta = h(phi) elementwise.
     """
 
     module: nn.Module
@@ -36,7 +44,7 @@ class Network:
     kind: Literal["stacked", "vmap", "loop", "charted"]
     reason: str
     dtype: torch.dtype  # of the forward pass; parameters keep theirs
-    chart: tuple[Callable[[Tensor], Tensor], Network] | None = None
+    chart: Chart | None = None
 
     def __call__(self, params: Params, buffers: Params, x: Tensor, how: Pass | None = None) -> Tensor:
         """Logits (K, B, C) for x of shape (B, ...), shared by all runs, or (K, B, ...).
@@ -48,8 +56,8 @@ class Network:
             how: mode; evaluation by default.
         """
         if self.chart is not None:
-            h, within = self.chart
-            return replace(within, dtype=self.dtype)({n: h(p) for n, p in params.items()}, buffers, x, how)
+            within = replace(self.chart.within, dtype=self.dtype)
+            return within({n: self.chart.h(p) for n, p in params.items()}, buffers, x, how)
         K, how = len(next(iter(params.values()))), how or Pass()
         result = next(iter(params.values())).dtype
         if self.dtype != result:
@@ -197,6 +205,8 @@ def norm_layers(module: nn.Module) -> list[str]:
 
 def piecewise_linear(network: Network) -> bool:
     """Whether each logit is affine in each single parameter almost everywhere (METRICS section 5)."""
+    if network.chart is not None:
+        return network.chart.linear and piecewise_linear(network.chart.within)
     if network.graph is None:
         return False
     for node in network.graph.graph.nodes:

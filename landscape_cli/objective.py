@@ -252,7 +252,7 @@ class Objective:
     def bytes_per_sample(self) -> int:
         """Bytes that autograd keeps for one sample in all K runs; what a chart keeps is not of a sample."""
         if self.network.chart is not None:
-            return replace(self, network=self.network.chart[1]).bytes_per_sample
+            return replace(self, network=self.network.chart.within).bytes_per_sample
         one = {n: t[:1].detach().requires_grad_() for n, t in self.like.items()}
         own = {t.untyped_storage().data_ptr() for t in one.values()}
         kept: dict[int, Tensor] = {}

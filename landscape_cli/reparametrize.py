@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from landscape_cli.channels import LOGITS, Group, channel_groups
 from landscape_cli.errors import Fault
+from landscape_cli.network import Chart as Coordinates
 from landscape_cli.network import Network, Params
 
 TOLERANCE = 1e-9  # of the outputs, float64, relative to the largest where that is above 1
@@ -165,14 +166,16 @@ def global_scale(at: Minima, c: float) -> Moved:
     def carry(params: Params) -> Params:
         return {n: t * c for n, t in params.items()}
 
-    moved = Moved(_charted(at, lambda phi: phi / c, carry(at.params)), carry, carry, ["all parameters"], {})
+    moved = Moved(
+        _charted(at, lambda phi: phi / c, carry(at.params), linear=True), carry, carry, ["all parameters"], {}
+    )
     return _proven("global_scale", at, moved)
 
 
-def _charted(at: Minima, h: Callable[[Tensor], Tensor], phi: Params) -> Minima:
+def _charted(at: Minima, h: Callable[[Tensor], Tensor], phi: Params, linear: bool) -> Minima:
     """The minima in coordinates phi, theta = h(phi)."""
     reason = "its parameters are other coordinates of those of its layers"
-    network = replace(at.network, kind="charted", graph=None, reason=reason, chart=(h, at.network))
+    network = replace(at.network, kind="charted", graph=None, reason=reason, chart=Coordinates(h, at.network, linear))
     return replace(at, network=network, params=phi)
 
 
@@ -194,7 +197,7 @@ def smooth(at: Minima, chart: Chart) -> Moved:
     def place(params: Params) -> Params:
         return {n: _inverse(t, chart, c) for n, t in params.items()}
 
-    moved = Moved(_charted(at, _chart(chart, c), phi), carry, place, ["all parameters"], {})
+    moved = Moved(_charted(at, _chart(chart, c), phi, linear=False), carry, place, ["all parameters"], {})
     return _proven(f"smooth ({chart})", at, moved)
 
 

@@ -177,12 +177,16 @@ def sample_gradients(
 def _through_chart(at: Objective, phi: Tensor) -> tuple[Objective, Tensor, Tensor, Tensor]:
     """Of a charted network, theta = h(phi): the objective of theta, theta, h' and h'' (K, p)."""
     assert at.network.chart is not None
-    h, network = at.network.chart
     phi = phi.detach().requires_grad_()
-    theta = h(phi)
+    theta = at.network.chart.h(phi)
     (slope,) = torch.autograd.grad(theta.sum(), phi, create_graph=True)
     bend = torch.autograd.grad(slope.sum(), phi)[0] if slope.requires_grad else torch.zeros_like(phi)
-    return replace(at, network=replace(network, dtype=at.network.dtype)), theta.detach(), slope.detach(), bend
+    return (
+        replace(at, network=replace(at.network.chart.within, dtype=at.network.dtype)),
+        theta.detach(),
+        slope.detach(),
+        bend,
+    )
 
 
 def hessian_squares(at: Objective, theta: Tensor, v: Tensor) -> Tensor:

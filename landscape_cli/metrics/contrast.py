@@ -161,7 +161,8 @@ def contrast_frobenius(
 
 def _one_by_one(at: Point, part: slice, probes: int) -> bool:
     """Whether a part is taken column by column; for a network of unknown layers each takes a pass a sample."""
-    return int(part.stop - part.start) <= (DENSE if at.train.network.kind == "stacked" else probes)
+    cheap = at.train.network.kind == "stacked" or at.theta.shape[1] <= DENSE
+    return int(part.stop - part.start) <= (DENSE if cheap else probes)
 
 
 def _squares_along(at: Point, j: int | None, part: slice, probes: int, seed: int) -> tuple[Tensor, Tensor]:
