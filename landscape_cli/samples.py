@@ -200,6 +200,10 @@ def hessian_squares(at: Objective, theta: Tensor, v: Tensor) -> Tensor:
         theta: K minima (K, p).
         v: directions (K, p).
     """
+    through: tuple[Params, Params] | None = None
+    if at.network.chart is not None and at.network.chart.within.kind == "stacked":
+        at, theta, slope, bend = _through_chart(at, theta)
+        through, v = (at.unflatten(slope), at.unflatten(bend * v)), slope * v
     if at.network.kind != "stacked":
         every = sample_hessian_products(at, theta, v)
         return torch.cat([_by_tensor(at, Hv.double().square()) for Hv in every], 1)
@@ -210,19 +214,31 @@ def hessian_squares(at: Objective, theta: Tensor, v: Tensor) -> Tensor:
             taps, logits = tapped(at.network, moving(params, along), at.buffers, x)
             deltas = backward(logits, taps, residuals(logits, y.expand(len(logits), -1)))
             for tap, delta in zip(taps, deltas, strict=True):
-                own = _tangent_squares(tap, at, theta, delta)
+                own = _tangent_squares(tap, at, theta, delta, through)
                 for (short, _), square in zip(tap.layer.named_parameters(), own, strict=True):
                     squares[:, :, names.index(f"{tap.name}.{short}")] = square.double()
         found.append(squares)
     return torch.cat(found, 1)
 
 
-def _tangent_squares(tap: Tap, at: Objective, theta: Tensor, delta: Tensor) -> list[Tensor]:
-    """Squared length (K, B) of the tangent of each parameter's gradient."""
+def _tangent_squares(
+    tap: Tap, at: Objective, theta: Tensor, delta: Tensor, through: tuple[Params, Params] | None
+) -> list[Tensor]:
+    """Squared length (K, B) of the tangent of each parameter's gradient; through a chart of D g' + E g elementwise."""
+    names = [f"{tap.name}.{short}" for short, _ in tap.layer.named_parameters()]
     if not is_dense(tap):
-        parts = layer_gradients(tap.layer, tap.name, at, theta, tap.x, delta)
-        return [_tangent(g)[1].square().sum(2) for g in parts]
+        parts = [_tangent(g) for g in layer_gradients(tap.layer, tap.name, at, theta, tap.x, delta)]
+        if through is not None:
+            DE = [tuple(side[n].flatten(1)[:, None] for side in through) for n in names]
+            return [(D * g_ + E * g).square().sum(2) for (D, E), (g, g_) in zip(DE, parts, strict=True)]
+        return [g_.square().sum(2) for _, g_ in parts]
     (a, a_), (d, d_) = _tangent(tap.x), _tangent(delta)
+    if through is not None:  # sum_st (D_st (d'_s a_t + d_s a'_t) + E_st d_s a_t)^2, multiplied out
+        (D, E), aa, cross = (side[names[0]] for side in through), a * a, a * a_
+        P, Q, R = ((M * N).mT for M, N in ((D, D), (D, E), (E, E)))
+        own = d_ * d_ * (aa @ P) + 2 * d * d_ * (cross @ P + aa @ Q) + d * d * (a_ * a_ @ P + 2 * cross @ Q + aa @ R)
+        bias = [side[n][:, None] for n in names[1:] for side in through]
+        return [own.sum(2).clamp_min(0), *([(bias[0] * d_ + bias[1] * d).square().sum(2)] if bias else [])]
 
     def dot(u: Tensor, w: Tensor) -> Tensor:
         return (u * w).sum(2)
