@@ -1,4 +1,4 @@
-"""Writes docs/metrics.md and docs/commands.md from the code, docs/essay.md from the tables of a run.
+"""Writes docs/metrics.md and commands.md from the code, essay.md and invariance.md from the tables of runs.
 
 `--check` fails if they are not what it would write.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import get_type_hints
@@ -39,7 +40,7 @@ FAMILIES = {
 INVARIANCE = {
     "output": "a function of the network's outputs alone: any change of the parameters that keeps those keeps it",
     "permutation": "reordering hidden units",
-    "global": "multiplying all parameters of a homogeneous network by one number",
+    "global": "another unit for all parameters, phi = c theta",
     "scale": "multiplying one layer by a number and dividing the next by it",
     "filter": "the same, one filter (neuron) at a time",
     "smooth": "any smooth change of coordinates of parameter space",
@@ -147,17 +148,18 @@ def _choices(kind: object) -> list[str]:
     return [str(a) for a in getattr(kind, "__args__", ()) if isinstance(a, str)]
 
 
-def essay_page() -> str:
-    """The walk through the essay, by the file beside this one."""
-    spec = spec_from_file_location("docs_essay", HERE / "essay.py")
+def beside(name: str) -> str:
+    """The page that a file beside this one makes from reference tables."""
+    spec = spec_from_file_location(f"docs_{name}", HERE / f"{name}.py")
     assert spec and spec.loader
-    essay = module_from_spec(spec)
-    spec.loader.exec_module(essay)
-    text: str = essay.page()
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text: str = module.page()
     return text
 
 
-PAGES = {"metrics.md": metrics_page, "commands.md": commands_page, "essay.md": essay_page}
+PAGES = {"metrics.md": metrics_page, "commands.md": commands_page}
+PAGES |= {f"{name}.md": partial(beside, name) for name in ("essay", "invariance")}
 
 
 def main() -> int:
