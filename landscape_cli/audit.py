@@ -1,7 +1,7 @@
 """The audit: which metrics survive a change of parameters that changes nothing (METRICS section 9; Dinh et al. 2017).
 
 Every metric is taken in float64 at a minimum and at its images under the transforms of reparametrize.py, all in as few
-stacks as there are networks. A claim that does not hold to TOLERANCE is broken.
+stacks as there are networks. A claim that does not hold to `tolerance` is broken.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from landscape_cli.session import Record, Session
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-TOLERANCE = 1e-6  # relative, of a claim
+TOLERANCE, SEARCHED = 1e-6, 1e-4  # relative, of a claim; of one whose metric follows a search
 TIGHT = 1e-8  # of iterative metrics
 FEW = 6  # random directions, common to all transforms
 CHARTED = ("smooth_cubic", "smooth_sinh", "global_scale")
@@ -260,12 +260,12 @@ def sharpen(point: Point, at: Minima, what: Measurement, bound: float) -> list[d
         at: the same, as the transforms take it.
         what: the metric with complete settings.
         bound: above 1.
-    Raises: Fault if no channels of the network can be rescaled.
+    Returns: none if no channels of the network can be rescaled.
     """
     name, own = what
     groups, rng = rp.orbit(at), torch.Generator().manual_seed(0)
     if not groups:
-        raise Fault("sharpen: no channels of this network can be rescaled")
+        return []
     draws = [[torch.randn(g.size, generator=rng, dtype=torch.float64) for g in groups] for _ in range(RANDOM)]
 
     def moved(t: list[float]) -> Moved:
@@ -325,9 +325,9 @@ def _told(
         "after": after,
         "ratio": after / before if before else nan,
         "standard_error": error,
-        "tolerance": TOLERANCE,
+        "tolerance": tolerance(name),
         "claim": claim,
-        "verdict": verdict(before, after, error, claim, applies),
+        "verdict": verdict(before, after, error, claim, applies, tolerance(name)),
     }
 
 
@@ -338,12 +338,19 @@ def _value(found: tuple[Estimate, int] | None) -> tuple[float, float]:
     return tuple(float(t[found[1]]) for t in (found[0].value, found[0].standard_error))  # type: ignore[return-value]
 
 
-def same(before: float, after: float) -> bool:
-    """Whether two values agree to TOLERANCE, or both are rounding of 0."""
-    return abs(after - before) <= TOLERANCE * max(abs(before), abs(after)) + 1e-14
+def tolerance(name: str) -> float:
+    """How much a metric that is claimed to survive may change, relative."""
+    return SEARCHED if REGISTRY["metric"][name].facts.get("search") else TOLERANCE
 
 
-def verdict(before: float, after: float, error: float, claim: str, applies: bool = True) -> str:
+def same(before: float, after: float, tolerance: float = TOLERANCE) -> bool:
+    """Whether two values agree to a relative tolerance, or both are rounding of 0."""
+    return abs(after - before) <= tolerance * max(abs(before), abs(after)) + 1e-14
+
+
+def verdict(
+    before: float, after: float, error: float, claim: str, applies: bool = True, tolerance: float = TOLERANCE
+) -> str:
     """`holds`, `broken` or `never claimed`; `unresolved` where draws of a plugin's own may hide that a claim holds.
 
     `not applicable`: the transform does not apply to the network, or the metric has no value before.
@@ -352,7 +359,7 @@ def verdict(before: float, after: float, error: float, claim: str, applies: bool
         return "not applicable"
     if not claim:
         return "never claimed"
-    if same(before, after):
+    if same(before, after, tolerance):
         return "holds"
     return "unresolved" if isfinite(after) and abs(after - before) <= 3 * error else "broken"
 
@@ -387,6 +394,6 @@ def unclaimed(table: DataFrame) -> list[str]:
             of_claim = [n for n, t in TRANSFORMS.items() if t.survives == claim]
             tried = rows[rows["transform"].isin(of_claim)]
             free = tried["verdict"] == "never claimed"
-            if len(tried) and bool(free.all()) and all(map(same, tried["before"], tried["after"])):
+            if len(tried) and bool(free.all()) and all(map(same, tried["before"], tried["after"], tried["tolerance"])):
                 found.setdefault(f"{metric}({setting})" if setting else str(metric), []).append(claim)
     return [f"{name}: {', '.join(claims)}" for name, claims in found.items()]

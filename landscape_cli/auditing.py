@@ -9,11 +9,13 @@ from landscape_cli import audit, config, experiment, measurement, runs, store
 from landscape_cli.config import Experiment
 from landscape_cli.errors import Fault
 from landscape_cli.registry import REGISTRY
+from landscape_cli.reparametrize import alpha_groups
 from landscape_cli.session import Record, Session
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+STIFF = "no channels of this network can be rescaled"
 Wanted = tuple[list[measurement.Measurement], list[measurement.Measurement]]
 
 
@@ -25,7 +27,7 @@ def run(session: Session, run_ids: list[str], *, wait: bool = False) -> tuple[Da
         run_ids: whose minima are moved; none: the first run's. They are trained if need be.
         wait: for the folder.
     """
-    known = [run.run_id for run in session.runs]
+    known, run_ids = [run.run_id for run in session.runs], list(dict.fromkeys(run_ids))
     if unknown := [i for i in run_ids if i not in known]:
         raise Fault(f"--runs: {', '.join(unknown)}: no run of {session.experiment.name}; it has {', '.join(known[:4])}")
     settings_of, wanted = {run.run_id: run.settings for run in session.runs}, _audited(session.experiment)
@@ -81,10 +83,14 @@ def _audit(
         found, cases = audit.audit(point, at, wanted[0], watch)
         for what in wanted[1]:
             watch(f"{what[0]}, sharpened")
-            found += audit.sharpen(point, at, what, asked.bound)
+            driven = audit.sharpen(point, at, what, asked.bound)
+            found += driven
+            said |= {} if driven else {f"sharpen: {what[0]}: {STIFF}": None}
         rows += [{"run_id": record["run_id"], **row} for row in found]
         said |= {f"{c.transform}: {name}: {why}": None for c in cases for name, why in c.left.items()}
-        if asked.drive:
+        if asked.drive and not alpha_groups(at):
+            said[f"drive: {STIFF}"] = None
+        elif asked.drive:
             curves = audit.drive(point, at, asked.drive)
             curves = {"run_id": [record["run_id"]] * len(curves["x"]), **curves}
             store.write_curves(session.folder, {"lines": store.table_bytes(store.lines_table(curves))}, [])

@@ -30,6 +30,7 @@ from landscape_cli.options import (
     Where,
     as_setting,
     leave,
+    listed,
     opened,
     read,
     read_for,
@@ -235,8 +236,7 @@ def audit(
             session, table, said = auditing.run_checkpoints(experiment, checkpoints, results, device, watch)
     else:
         with opened(experiment, results, device, quiet) as session:
-            names = [name.strip() for name in (run or "").split(",") if name.strip()]
-            table, said = auditing.run(session, names, wait=wait)
+            table, said = auditing.run(session, listed("--runs", run), wait=wait)
     free = audits.unclaimed(table)
     if json:
         told = {"invariance": pipeline.as_json(table), "unclaimed": free, "not_applicable": said}

@@ -220,6 +220,8 @@ def invariance(table: DataFrame, stem: Path) -> list[Path]:
         return []
     table = table[table["run_id"] == table["run_id"].iloc[0]]
     table = table[table["verdict"] != "not applicable"]
+    if not len(table):
+        return []
     columns = list(dict.fromkeys(zip(table["transform"], table["strength"], strict=True)))
     names = matrix.worst_first(table)
     cells = {(r["metric"], r["setting"], r["transform"], r["strength"]): r for r in table.to_dict("records")}

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from landscape_cli import reparametrize as rp
-from landscape_cli.errors import Fault
 from landscape_cli.network import Params
 from landscape_cli.objective import flatten
 from landscape_cli.point import Point
@@ -59,15 +58,12 @@ def driven(at: Minima, factor: float, top: Callable[[list[Moved]], Tensor]) -> t
     """The alpha_scale of the first channels that can be moved which raises the largest eigenvalue so many times.
 
     Args:
-        at: one minimum.
+        at: one minimum, of a network with channels that can be rescaled.
         factor: above 1.
         top: several moved minima -> the largest eigenvalue of each.
     Returns: the moved minimum, and alpha.
-    Raises: Fault if no channels can be rescaled.
     """
-    if not (groups := rp.alpha_groups(at)):
-        raise Fault("audit.drive: no channels of this network can be rescaled by alpha_scale")
-    name = groups[0]
+    name = rp.alpha_groups(at)[0]
     due = factor * float(top([rp.alpha_scale(at, 1.0, name)])[0])
     low, high = 0.0, log(factor)  # of log 1/alpha; the block that writes grows as 1/alpha^2
     for _ in range(4):

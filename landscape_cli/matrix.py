@@ -38,10 +38,10 @@ def show(table: DataFrame, said: list[str], unclaimed: list[str]) -> None:
         console.say(f"{row['transform']} {_name(row)}: {ends}, no factor above {row['strength']:g}, outputs unchanged")
     claims = plain[plain["claim"] != ""]
     held, broken = (int((claims["verdict"] == v).sum()) for v in ("holds", "broken"))
-    console.say(f"\n{held} claims hold to 1e-6, {broken} are broken. Cells: value after the transform / before.")
+    console.say(f"\n{held} claims hold, {broken} are broken. Cells: value after the transform / before.")
     for row in table[table["verdict"] == "broken"].to_dict("records"):
         console.warn(
-            f"{_name(row)} claims {row['claim']}: {row['transform']} changes it to {row['ratio']:.6g} of itself"
+            f"{_name(row)} claims {row['claim']}: {row['transform']} changes it to {row['ratio']:.9g} of itself"
         )
     for line in unclaimed:
         console.say(f"holds, but is not claimed: {line}")
@@ -71,6 +71,9 @@ def _matrix(table: DataFrame) -> None:
     used = [c for c in columns if (table["verdict"][table["transform"] == c[0]] != "not applicable").any()]
     view = console._table("metric", *(heading(*c) for c in used), right=tuple(range(1, len(used) + 1)))
     cells = {(r["metric"], r["setting"], r["transform"], r["strength"]): r for r in table.to_dict("records")}
+    if not used:
+        console.say("no metric has a value at this minimum")
+        return
     for metric, setting in worst_first(table):
         rows = [cells[metric, setting, *c] for c in used]
         name = console._label(rows[0], set(), console._out().width)

@@ -47,6 +47,17 @@ Metrics = Annotated[
 Along = Annotated[bool, typer.Option("--along", help="Measure the snapshots on the way too (training.snapshots).")]
 
 
+def listed(option: str, text: str | None) -> list[str]:
+    """The names in `A,B`; none if the option is not given.
+
+    Raises: Fault if it is given and names nothing.
+    """
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    if text is not None and not names:
+        raise Fault(f"{option}: {text!r} names nothing: {option} A,B")
+    return names
+
+
 def read(target: str, sets: list[str] | None, plugins: list[str] | None, seeds: int | None) -> tuple[Tree, Experiment]:
     """A config as it stands, and the experiment that it describes."""
     from landscape_cli import config

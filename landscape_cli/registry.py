@@ -109,6 +109,7 @@ def metric(
     version: int = 1,
     same: str = "",
     pairs: bool = False,
+    search: bool = False,
     direction: str = "",
     cost: str = "",
     **grids: list[Any],
@@ -123,12 +124,13 @@ def metric(
         version: raise it when values change, so that old cells are measured again.
         same: the metric of which this one is a monotone function; tests count the two once. It names none itself.
         pairs: whether it looks at the other minima of the experiment too, `Point.peers`.
+        search: whether it follows the path of a search, which rounding can turn: the audit holds it to 1e-4.
         direction: what a large value means: `sharp`, `flat` or `none`.
         cost: in words, per minimum.
         grids: for a setting, the list of values that are measured by default, one row each.
     """
     facts = {"invariant": invariant, "source": source, "default": default, "version": version, "same": same}
-    return _register("metric", **facts, pairs=pairs, direction=direction, cost=cost, grids=grids)
+    return _register("metric", **facts, pairs=pairs, search=search, direction=direction, cost=cost, grids=grids)
 
 
 def claims(entry: Entry) -> dict[str, list[str]]:

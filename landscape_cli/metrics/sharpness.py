@@ -29,6 +29,7 @@ STILL = "the gradient is 0: no direction of ascent"
     source="Keskar et al. 2017, eq. 3 to 5",
     default=True,
     eps=[1e-3, 5e-4],
+    search=True,
     direction="sharp",
     cost="about 15 gradients",
 )
