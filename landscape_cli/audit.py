@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from math import isfinite, isnan, log, nan
+from math import isnan, log, nan
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,18 +23,17 @@ from landscape_cli.measurement import Measurement
 from landscape_cli.network import Params, build
 from landscape_cli.objective import flatten
 from landscape_cli.point import Estimate, Point
-from landscape_cli.registry import REGISTRY, Entry, claims
+from landscape_cli.registry import REGISTRY
 from landscape_cli.reparametrize import Minima, Moved
 from landscape_cli.session import Record, Session
+from landscape_cli.verdicts import claimed, same, tolerance, verdict
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-TOLERANCE, SEARCHED = 1e-6, 1e-4  # relative, of a claim; of one whose metric follows a search
 TIGHT = 1e-8  # of iterative metrics
 FEW = 6  # random directions, common to all transforms
 CHARTED = ("smooth_cubic", "smooth_sinh", "global_scale")
-IMPLIED = {"smooth": {"smooth", "global", "filter", "scale", "permutation"}, "filter": {"filter", "scale"}}
 
 
 @dataclass(frozen=True)
@@ -303,9 +302,17 @@ def _row(
     before, _ = _value(seen[-1].get(extra))
     after, error = _value(seen.get(i, {}).get(extra))
     claim = claimed(REGISTRY["metric"][name], own, TRANSFORMS[case.transform].survives)
-    lost = isnan(after) and case.transform in CHARTED  # a metric of layers' weights has no value in other coordinates
-    row = _told(name, own, extra, before, after, error, claim, case.moved is not None and not lost)
+    row = _told(name, own, extra, before, after, error, claim, case.moved is not None)
+    if row["verdict"] == "broken" and isnan(after) and case.transform in CHARTED:
+        row["verdict"] = "not checked"  # a metric of layers' weights has no value in other coordinates
+    if why := _failure(seen[-1].get(extra)) or _failure(seen.get(i, {}).get(extra)):
+        row |= {"verdict": "failed", "message": why}
     return row | {"transform": case.transform, "strength": case.strength}
+
+
+def _failure(found: tuple[Estimate, int] | None) -> str:
+    """What a metric that raised said; empty if it did not."""
+    return found[0].message[found[1]] or "failed" if found and found[0].status[found[1]] == "failed" else ""
 
 
 def _told(
@@ -336,50 +343,6 @@ def _value(found: tuple[Estimate, int] | None) -> tuple[float, float]:
     if found is None or found[0].status[found[1]] in measurement.LOST:
         return nan, nan
     return tuple(float(t[found[1]]) for t in (found[0].value, found[0].standard_error))  # type: ignore[return-value]
-
-
-def tolerance(name: str) -> float:
-    """How much a metric that is claimed to survive may change, relative."""
-    return SEARCHED if REGISTRY["metric"][name].facts.get("search") else TOLERANCE
-
-
-def same(before: float, after: float, tolerance: float = TOLERANCE) -> bool:
-    """Whether two values agree to a relative tolerance, or both are rounding of 0."""
-    return abs(after - before) <= tolerance * max(abs(before), abs(after)) + 1e-14
-
-
-def verdict(
-    before: float, after: float, error: float, claim: str, applies: bool = True, tolerance: float = TOLERANCE
-) -> str:
-    """`holds`, `broken` or `never claimed`; `unresolved` where draws of a plugin's own may hide that a claim holds.
-
-    `not applicable`: the transform does not apply to the network, or the metric has no value before.
-    """
-    if not applies or isnan(before):
-        return "not applicable"
-    if not claim:
-        return "never claimed"
-    if same(before, after, tolerance):
-        return "holds"
-    return "unresolved" if isfinite(after) and abs(after - before) <= 3 * error else "broken"
-
-
-def claimed(entry: Entry, own: dict[str, Any], survives: str) -> str:
-    """The claim of a metric, at these settings, by which it survives a transform; empty if it has none."""
-    for key, stated in claims(entry).items():
-        name, _, value = key.partition("=")
-        if name and str(own[name]) != value and not _equal(own[name], value):
-            continue
-        for claim in stated:
-            if survives == claim or survives in IMPLIED.get(claim, ()):
-                return claim
-            if claim == "output" and survives:
-                return claim
-    return ""
-
-
-def _equal(value: Any, text: str) -> bool:
-    return isinstance(value, int | float) and text.replace(".", "").isdigit() and float(text) == value
 
 
 CLASSES = ("permutation", "scale", "filter", "global", "smooth")

@@ -87,6 +87,7 @@ def _audit(
             found += driven
             said |= {} if driven else {f"sharpen: {what[0]}: {STIFF}": None}
         rows += [{"run_id": record["run_id"], **row} for row in found]
+        session.warnings += [f"{row['metric']}: failed: {row['message']}" for row in found if "message" in row]
         said |= {f"{c.transform}: {name}: {why}": None for c in cases for name, why in c.left.items()}
         if asked.drive and not alpha_groups(at):
             said[f"drive: {STIFF}"] = None

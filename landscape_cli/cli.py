@@ -223,7 +223,8 @@ def audit(
     Example: landscape audit model.pt --config my-experiment.yaml --sharpen hessian_top
     """
     checkpoints = [Path(target)] if config or Path(target).suffix in CHECKPOINTS else []
-    sets = [*(sets or []), *as_setting(metrics), *([f"audit.sharpen=[{sharpen}]"] if sharpen else [])]
+    driven = listed("--sharpen", sharpen)
+    sets = [*(sets or []), *as_setting(metrics), *([f"audit.sharpen=[{','.join(driven)}]"] if driven else [])]
     if checkpoints and run:
         raise Fault("--runs: a checkpoint has none")
     _, experiment = read_for(checkpoints, config or target, config is None, sets, plugin, seeds)
@@ -234,6 +235,8 @@ def audit(
     if checkpoints:
         with console.Progress(quiet) as watch:
             session, table, said = auditing.run_checkpoints(experiment, checkpoints, results, device, watch)
+        for line in dict.fromkeys(session.warnings):
+            console.warn(line)
     else:
         with opened(experiment, results, device, quiet) as session:
             table, said = auditing.run(session, listed("--runs", run), wait=wait)
@@ -244,7 +247,7 @@ def audit(
     else:
         matrix.show(table, said, free)
         console.say(f"\nReport: {session.folder / 'report.html'}")
-    leave(["failed"] if (table["verdict"] == "broken").any() else [])
+    leave(["failed"] if table["verdict"].isin(("broken", "failed")).any() else [])
 
 
 @app.command(rich_help_panel=LOOKING)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 COLORS = {"holds": "green", "broken": "bold red", "never claimed": "default", "unresolved": "yellow"}
+COLORS |= {"failed": "red", "not checked": "yellow"}
 SHORT = {"alpha_scale": "alpha", "filter_scale": "filter", "batchnorm_scale": "bn", "permute": "perm"}
 SHORT |= {"smooth_cubic": "cubic", "smooth_sinh": "sinh", "logit_scale": "logits", "global_scale": "global"}
 

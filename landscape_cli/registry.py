@@ -129,6 +129,10 @@ def metric(
         cost: in words, per minimum.
         grids: for a setting, the list of values that are measured by default, one row each.
     """
+    for stated in [invariant] if isinstance(invariant, str) else invariant.values():
+        if unknown := {one.strip() for one in stated.split(",")} - {*get_args(Invariance)}:
+            names = ", ".join(get_args(Invariance))
+            raise Fault(f"@metric(invariant=...): {', '.join(sorted(unknown))}: no such claim; there are {names}")
     facts = {"invariant": invariant, "source": source, "default": default, "version": version, "same": same}
     return _register("metric", **facts, pairs=pairs, search=search, direction=direction, cost=cost, grids=grids)
 
@@ -136,7 +140,10 @@ def metric(
 def claims(entry: Entry) -> dict[str, list[str]]:
     """What a metric claims to survive, for each value of the setting that decides it; {"": [...]} if none does."""
     stated = entry.facts["invariant"]
-    return {k: v.split(",") for k, v in ({"": stated} if isinstance(stated, str) else stated).items()}
+    return {
+        k: [one.strip() for one in v.split(",")]
+        for k, v in ({"": stated} if isinstance(stated, str) else stated).items()
+    }
 
 
 def load_plugins(names: list[str]) -> None:

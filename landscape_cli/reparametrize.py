@@ -70,15 +70,19 @@ def alpha_scale(at: Minima, alpha: float, only: str | None = None) -> Moved:
     Args:
         at: K minima.
         alpha: above 0.
-        only: name of the one group that is moved; None takes groups that share no layer, in order, so that none is
-            moved back by the next.
+        only: name of the one group that is moved; None takes all: by alpha those that share no layer, in order, by
+            alpha^(1/2) those of the rest that share none, then alpha^(1/3), so that every layer moves.
     Source: Dinh et al. 2017, section 3.1; with biases METRICS section 9.
     """
     able, left = _able(at, "scale", normalized=False)
-    chosen = [g for g in able if g.name == only] if only else _apart(able)
-    if only and not chosen:
+    rounds, rest = [[g for g in able if g.name == only]], [] if only else able
+    if only and not rounds[0]:
         raise Fault(f"alpha_scale: {only!r} cannot be moved: {left.get(only) or 'no such channels'}")
-    return _scaled(at, [(g, torch.full((g.size,), alpha, dtype=torch.float64)) for g in chosen], left)
+    while rest:
+        rounds.append(_apart(rest))
+        rest = [g for g in rest if g not in rounds[-1]]
+    powers = [(g, alpha ** (1 / max(1, i))) for i, chosen in enumerate(rounds) for g in chosen]
+    return _scaled(at, [(g, torch.full((g.size,), power, dtype=torch.float64)) for g, power in powers], left)
 
 
 def filter_scale(at: Minima, strength: float = 1.0, seed: int = 0) -> Moved:

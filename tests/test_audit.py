@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
-from math import isfinite, nan
+from math import inf, isfinite, nan
 from typing import Any
 
 import pytest
@@ -22,9 +22,10 @@ from test_every_metric import METRICS, SLOW, settings_of
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from landscape_cli import audit, lines, network, registry, samples, tables
+from landscape_cli import audit, lines, network, registry, samples, tables, verdicts
 from landscape_cli import reparametrize as rp
 from landscape_cli.channels import channel_groups
+from landscape_cli.errors import Fault
 from landscape_cli.layers import Pass
 from landscape_cli.measurement import Measurement
 from landscape_cli.models import build_module
@@ -229,38 +230,77 @@ def test_draws_of_a_plugin_follow_a_permutation(toy: Callable[..., str]) -> None
         (1.0, nan, 0.0, "filter", "broken"),
         (1.0, 1.1, 0.05, "permutation", "unresolved"),
         (1.0, 1.0, 0.0, "", "never claimed"),
-        (0.0, 1e-16, 0.0, "filter", "holds"),
+        (0.0, 0.0, 0.0, "filter", "holds"),
+        (0.0, 1e-16, 0.0, "filter", "unresolved"),
+        (2e-16, 9e-16, 0.0, "filter", "unresolved"),
+        *((one, other, 0.0, "filter", "broken") for one, other in ((1.0, inf), (inf, 1.0), (1.0, -inf))),
+        (1.0, 1.1, inf, "permutation", "broken"),
         (nan, 1.0, 0.0, "filter", "not applicable"),
     ],
 )
 def test_verdicts(before: float, after: float, error: float, claim: str, due: str) -> None:
-    assert audit.verdict(before, after, error, claim) == due
-    assert audit.verdict(before, after, error, claim, applies=False) == "not applicable"
+    assert verdicts.verdict(before, after, error, claim) == due
+    assert verdicts.verdict(before, after, error, claim, applies=False) == "not applicable"
+
+
+def test_alpha_scale_moves_every_layer(toy: Callable[..., str]) -> None:
+    """A claim on one layer alone is tried too: before, only groups that share no layer were moved."""
+    names = [n for n in minimum("mlp")[0].train.like if n.endswith("weight")]
+    assert len(names) > 2
+    for name in names:
+        one = toy(lambda at, name=name: exact(at.train.unflatten(at.theta)[name].flatten(1).norm(dim=1)), "scale")
+        assert audited("mlp", [(one, {})]).set_index("transform")["verdict"]["alpha_scale"].eq("broken").all(), name
+
+
+def test_a_metric_that_fails_or_has_no_value_in_other_coordinates_is_told(toy: Callable[..., str]) -> None:
+    def evades(at: Point) -> Estimate:
+        """NaN where its claim would be tried."""
+        return exact(at.theta.norm(dim=1) * (nan if at.train.network.kind == "charted" else 1.0))
+
+    def raises(at: Point) -> Estimate:
+        """Not for images."""
+        if len(at.theta) > 1:
+            raise RuntimeError("one at a time")
+        return exact(at.theta.norm(dim=1))
+
+    found = audited("mlp", [(toy(evades, "smooth, permutation"), {})]).set_index("transform")["verdict"]
+    assert (found["smooth_sinh"], found["smooth_cubic"], found["permute"]) == ("not checked", "not checked", "holds")
+    rows, _ = audit.audit(*minimum("mlp"), [(toy(raises, "filter"), {})])
+    assert {row["verdict"] for row in rows} == {"failed"} and "one at a time" in rows[0]["message"]
+
+
+def test_a_claim_that_there_is_not_is_refused() -> None:
+    with pytest.raises(Fault, match="permutaton: no such claim; there are none, permutation"):
+        metric(invariant="permutaton, filter", source="a test")
+    assert [verdicts.equal(*pair) for pair in ((1e-3, "1e-3"), (True, "true"), (10, "10"), ("layer", "layer"))] == [
+        True
+    ] * 4
+    assert not any(verdicts.equal(*pair) for pair in ((1e-3, "1e-2"), (True, "1"), (10, "x"), ("layer", "none")))
 
 
 def test_what_follows_a_search_is_held_to_less() -> None:
     """Rounding turns the path of ten steps of L-BFGS-B: 2.5e-6 were seen under a mere permutation."""
-    assert (audit.tolerance("keskar_sharpness"), audit.tolerance("hessian_top")) == (1e-4, 1e-6)
-    assert audit.verdict(1.0, 1.00001, 0.0, "permutation", tolerance=1e-4) == "holds"
-    assert audit.verdict(1.0, 1.001, 0.0, "permutation", tolerance=1e-4) == "broken"
+    assert (verdicts.tolerance("keskar_sharpness"), verdicts.tolerance("hessian_top")) == (1e-4, 1e-6)
+    assert verdicts.verdict(1.0, 1.00001, 0.0, "permutation", tolerance=1e-4) == "holds"
+    assert verdicts.verdict(1.0, 1.001, 0.0, "permutation", tolerance=1e-4) == "broken"
 
 
 def test_a_claim_implies_weaker_ones_and_goes_by_the_setting() -> None:
     shelf, rp_settings = REGISTRY["metric"], {"blocks": "kernel"}
-    assert audit.claimed(shelf["regret_kl"], {}, "scale") == "smooth"
-    assert audit.claimed(shelf["regret_kl"], {}, "global") == "smooth"
+    assert verdicts.claimed(shelf["regret_kl"], {}, "scale") == "smooth"
+    assert verdicts.claimed(shelf["regret_kl"], {}, "global") == "smooth"
     assert (
-        audit.claimed(shelf["path_norm"], {}, "scale") == "filter"
-        and audit.claimed(shelf["path_norm"], {}, "smooth") == ""
+        verdicts.claimed(shelf["path_norm"], {}, "scale") == "filter"
+        and verdicts.claimed(shelf["path_norm"], {}, "smooth") == ""
     )
     assert (
-        audit.claimed(shelf["train_loss"], {}, "smooth") == "output"
-        and audit.claimed(shelf["train_loss"], {}, "") == ""
+        verdicts.claimed(shelf["train_loss"], {}, "smooth") == "output"
+        and verdicts.claimed(shelf["train_loss"], {}, "") == ""
     )
-    assert audit.claimed(shelf["contrast_fisher"], rp_settings, "filter") == "filter"
-    assert audit.claimed(shelf["contrast_fisher"], {"blocks": "layer"}, "filter") == ""
-    assert audit.claimed(shelf["pac_bayes_magnitude"], {"eps": 0.0}, "filter") == "filter"
-    assert audit.claimed(shelf["pac_bayes_magnitude"], {"eps": 1e-3}, "filter") == ""
+    assert verdicts.claimed(shelf["contrast_fisher"], rp_settings, "filter") == "filter"
+    assert verdicts.claimed(shelf["contrast_fisher"], {"blocks": "layer"}, "filter") == ""
+    assert verdicts.claimed(shelf["pac_bayes_magnitude"], {"eps": 0.0}, "filter") == "filter"
+    assert verdicts.claimed(shelf["pac_bayes_magnitude"], {"eps": 1e-3}, "filter") == ""
 
 
 def test_sharpening_reaches_orders_of_magnitude_but_not_for_the_kl_ball() -> None:
@@ -357,6 +397,9 @@ def test_the_command_writes_its_table_and_exits_by_what_it_found(call: Call, tmp
     assert code == 2 and "--runs: nonsense: no run of" in err
     code, _, err = call("audit", "tiny.yaml", "--runs", " , ")
     assert code == 2 and err == "--runs: ' , ' names nothing: --runs A,B\n"
+    for none in ("", ","):
+        code, _, err = call("audit", "tiny.yaml", "--sharpen", none)
+        assert code == 2 and err == f"--sharpen: {none!r} names nothing: --sharpen A,B\n"
     code, _, err = call("audit", "tiny.yaml", "--sharpen", "nonsense")
     assert code == 2 and "nonsense" in err
     (tmp_path / "lie.py").write_text(LIE)
