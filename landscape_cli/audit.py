@@ -31,7 +31,7 @@ from landscape_cli.verdicts import claimed, same, tolerance, verdict
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-TIGHT = 1e-8  # of iterative metrics
+TIGHT = 1e-7  # of iterative metrics
 FEW = 6  # random directions, common to all transforms
 CHARTED = ("smooth_cubic", "smooth_sinh", "global_scale")
 
