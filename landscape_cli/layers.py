@@ -35,16 +35,20 @@ class Pass:
     Args:
         batchnorm: `fixed` uses the buffers; `batch` the statistics of this batch; `collect` does so too, and
             stores them (mean and biased variance) in `statistics`, which makes a full-set pass exact.
+        ghost: with `batch`, the statistics are those of so many samples each (Hoffer et al. 2017, section 4).
         generators: one per run, for dropout; None switches dropout off.
         taps: filled with one Tap a layer with parameters, in order, if not None.
         statistics: see `collect`.
+        only: with `fixed`, the one layer whose statistics are stored, too.
         twice: whether the gradient is to be differentiated again, by reverse mode.
     """
 
     batchnorm: Literal["fixed", "batch", "collect"] = "fixed"
+    ghost: int | None = None
     generators: list[torch.Generator] | None = None
     taps: list[Tap] | None = None
     statistics: Params = field(default_factory=dict)
+    only: str = ""
     twice: bool = False
 
 
@@ -156,6 +160,9 @@ def _conv(layer: Any, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:
     convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[W.dim() - 1]
     bias = own["bias"].flatten() if "bias" in own else None
     at = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+    if K == 1 and x.dim() == 5:  # alone, channels last is faster; what comes out stays so
+        one, kernel = (t.squeeze(0).contiguous(memory_format=torch.channels_last) for t in (x, W))
+        return convolve(one, kernel, bias, groups=layer.groups, **at).unsqueeze(0)
     if x.stride(0) == 0 and layer.groups == 1:
         out = convolve(x[0], W.flatten(0, 1), bias, **at)
     else:
@@ -164,20 +171,41 @@ def _conv(layer: Any, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:
 
 
 def _batchnorm(layer: Any, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:
+    if how.batchnorm == "batch":
+        scale, shift = (own[n].flatten() if n in own else None for n in ("weight", "bias"))
+        together = _join(x)
+        parts = together.tensor_split(max(1, len(together) // (how.ghost or len(together))))
+        normal = [F.batch_norm(part, None, None, scale, shift, training=True, eps=layer.eps) for part in parts]
+        return _split(torch.cat(normal) if len(normal) > 1 else normal[0], len(x))
     over = [1, *range(3, x.dim())]
     as_channels = (slice(None), None, slice(None), *[None] * (x.dim() - 3))
-    if how.batchnorm == "fixed" and layer.track_running_stats:
-        mean, var = own["running_mean"], own["running_var"]
-    else:
+    fixed = how.batchnorm == "fixed" and layer.track_running_stats
+    if not fixed or how.only == name:
         mean, var = x.mean(over), x.var(over, unbiased=False)
-    if how.batchnorm == "collect" and layer.track_running_stats:
         how.statistics |= {f"{name}.running_mean": mean, f"{name}.running_var": var}
+    if fixed:
+        mean, var = own["running_mean"], own["running_var"]
     scale = (var + layer.eps).rsqrt()
-    if "weight" in own:
-        scale = scale * own["weight"]
+    scale = scale * own["weight"] if "weight" in own else scale
     shift = own["bias"] - mean * scale if "bias" in own else -mean * scale
     out: Tensor = x * scale[as_channels] + shift[as_channels]
     return out
+
+
+def _groupnorm(layer: Any, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:
+    out = group_normal(layer, x)
+    if not layer.affine:
+        return out
+    as_channels = (slice(None), None, slice(None), *[None] * (x.dim() - 3))
+    scaled: Tensor = out * own["weight"][as_channels] + own["bias"][as_channels]
+    return scaled
+
+
+def group_normal(layer: nn.GroupNorm, x: Tensor) -> Tensor:
+    """What a GroupNorm layer scales and shifts: each sample's groups with mean 0 and variance 1; x (K, B, C, ...)."""
+    groups = x.unflatten(2, (layer.num_groups, -1)).flatten(3)  # by hand: PyTorch's own has no forward over reverse
+    var, mean = torch.var_mean(groups, 3, correction=0, keepdim=True)
+    return ((groups - mean) * (var + layer.eps).rsqrt()).view(x.shape)
 
 
 def _dropout(layer: Any, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:
@@ -246,9 +274,11 @@ LAYERS: dict[type[nn.Module], Layer] = {
     nn.Linear: _linear,
     **dict.fromkeys((nn.Conv1d, nn.Conv2d), _conv),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), _batchnorm),
+    nn.GroupNorm: _groupnorm,
     nn.Dropout: _dropout,
     **dict.fromkeys(POOLS, _pool),
     **dict.fromkeys((*PIECEWISE, *SMOOTH_LAYERS), _elementwise),
+    nn.ZeroPad3d: _elementwise,  # the last three dimensions
     nn.Flatten: _flatten,
     nn.Unflatten: _unflatten,
 }
@@ -277,3 +307,4 @@ METHODS: dict[str, Callable[..., Any]] = {
     "contiguous": lambda x: x,
 }
 SMOOTH = {*SMOOTH_LAYERS, *SMOOTH_FUNCTIONS, "tanh", "sigmoid"}
+CURVED = SMOOTH | {nn.GroupNorm}  # not piecewise linear in what comes in

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from landscape_cli.errors import Fault
-from landscape_cli.layers import FUNCTIONS, LAYERS, METHODS, PRODUCTS, RELUS, SMOOTH, Params, Pass, Tap, relu_twice
+from landscape_cli.layers import CURVED, FUNCTIONS, LAYERS, METHODS, PRODUCTS, RELUS, Params, Pass, Tap, relu_twice
 
 
 @dataclass(frozen=True)
@@ -184,17 +184,55 @@ def collect_statistics(network: Network, params: Params, buffers: Params, x: Ten
     """Buffers with BatchNorm's mean and biased variance over all of x, layer after layer (METRICS, notation).
 
     Args:
-        x: the whole training set (n, ...), evaluated in one pass.
+        x: the whole training set (n, ...), evaluated in one pass; where that does not fit into memory, in one pass a
+            layer and in pieces.
     """
     if not network.normalizes:
         return buffers
-    how = Pass(batchnorm="collect")
     with torch.no_grad():
         if network.kind == "stacked":
-            network(params, buffers, x, how)
-            return buffers | how.statistics
+            pieces = x.split(max(2, MEMORY // _widest(network, params, buffers, x[:1])))
+            how = Pass(batchnorm="collect")
+            if len(pieces) == 1:
+                network(params, buffers, x, how)
+                return buffers | how.statistics
+            for name in _in_order(network):
+                buffers = buffers | _layer_statistics(network, params, buffers, pieces, name)
+            return buffers
         rows = [_statistics_alone(network, unstack(params, k), unstack(buffers, k), x) for k in range(_count(params))]
     return {n: torch.stack([row[n] for row in rows]) for n in buffers}
+
+
+MEMORY = 2**31  # bytes of one layer's activations
+
+
+def _widest(network: Network, params: Params, buffers: Params, one: Tensor) -> int:
+    """Bytes of the largest activation of a sample in all runs."""
+    taps: list[Tap] = []
+    network(params, buffers, one, Pass(taps=taps))
+    return max(t.numel() * t.element_size() for tap in taps for t in (tap.x, tap.out))
+
+
+def _in_order(network: Network) -> list[str]:
+    """BatchNorm layers that keep statistics, as they are passed."""
+    assert network.graph is not None
+    known = norm_layers(network.module)
+    return [str(n.target) for n in network.graph.graph.nodes if n.op == "call_module" and n.target in known]
+
+
+def _layer_statistics(network: Network, params: Params, buffers: Params, pieces: Sequence[Tensor], name: str) -> Params:
+    """Mean and biased variance of what comes into one layer, from those of the pieces, in float64."""
+    found, weights = [], torch.tensor([len(x) for x in pieces], dtype=torch.float64)
+    for x in pieces:
+        how = Pass(only=name)
+        network(params, buffers, x, how)
+        found.append([how.statistics[f"{name}.running_{part}"] for part in ("mean", "var")])
+    share = (weights / weights.sum())[:, None, None].to(pieces[0].device)
+    means, variances = (torch.stack(side).double() for side in zip(*found, strict=True))
+    mean = (share * means).sum(0)
+    var = (share * (variances + (means - mean).square())).sum(0)
+    like = found[0][0]
+    return {f"{name}.running_mean": mean.to(like), f"{name}.running_var": var.to(like)}
 
 
 def norm_layers(module: nn.Module) -> list[str]:
@@ -211,11 +249,11 @@ def piecewise_linear(network: Network) -> bool:
         return False
     for node in network.graph.graph.nodes:
         if node.op == "call_module":
-            if type(network.module.get_submodule(str(node.target))) in SMOOTH:
+            if type(network.module.get_submodule(str(node.target))) in CURVED:
                 return False
         elif node.op in ("call_function", "call_method"):
             two_activations = sum(isinstance(a, fx.Node) for a in (*node.args, *node.kwargs.values())) > 1
-            if node.target in SMOOTH or (node.target in PRODUCTS and two_activations):
+            if node.target in CURVED or (node.target in PRODUCTS and two_activations):
                 return False
     return True  # no parameter is used twice, or `_trace` had given no graph
 

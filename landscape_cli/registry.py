@@ -29,6 +29,7 @@ Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Lt(1)]
 
 Kind = Literal["model", "dataset", "metric"]
 Invariance = Literal["none", "permutation", "global", "scale", "filter", "smooth", "output"]

@@ -37,7 +37,7 @@ def pending(session: Session, records: dict[str, Record]) -> list[list[Run]]:
         session.runs,
         {run_id: record["stack"] for run_id, record in records.items()},
         lambda run: session.module(run.settings),
-        lambda run: len(session.data(run.settings).y_train),
+        lambda run: tuple(session.data(run.settings).x_train.shape),
     )
 
 

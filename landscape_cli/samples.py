@@ -14,6 +14,7 @@ import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from landscape_cli.layers import group_normal
 from landscape_cli.network import Network, Params, Pass, Tap, moving, off_graph
 from landscape_cli.objective import Objective, residuals
 
@@ -304,7 +305,7 @@ def layer_gradients(
     """Per-sample gradients of each parameter of a layer, (K, B, size), in the order of its parameters.
 
     Args:
-        layer: linear, convolution or BatchNorm.
+        layer: linear, convolution, BatchNorm or GroupNorm.
         name: of the layer, to find BatchNorm's buffers.
         at: the objective, which holds them.
         theta: unused but for its device.
@@ -317,6 +318,9 @@ def layer_gradients(
         weight, offset = d.mT @ a, d.sum(2)
     elif isinstance(layer, nn.Conv1d | nn.Conv2d):
         weight, offset = _conv_gradients(layer, x, delta)
+    elif isinstance(layer, nn.GroupNorm):
+        wide = [t.unsqueeze(-1).flatten(3) for t in (delta * group_normal(layer, x), delta)]
+        weight, offset = wide[0].sum(3), wide[1].sum(3)
     else:
         own = {
             s: at.buffers[f"{name}.running_{s}"][slice(None) if k is None else slice(k, k + 1)] for s in ("mean", "var")

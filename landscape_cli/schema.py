@@ -9,11 +9,11 @@ from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SkipValidation, TypeAdapter, create_model
 from pydantic_core import PydanticCustomError
 
-from landscape_cli.registry import REGISTRY, Count, Kind, Natural, NonNegative, Positive
+from landscape_cli.registry import REGISTRY, Count, Kind, Natural, NonNegative, Positive, Share
 from landscape_cli.wording import Known
 from landscape_cli.yamlmarks import CONTROL
 
@@ -44,7 +44,6 @@ def _increasing(epochs: list[int]) -> list[int]:
     return epochs
 
 
-Share = Annotated[float, Ge(0), Lt(1)]
 Precision = Literal["float32", "float64", "bfloat16"]
 Metrics = str | list[str | dict[str, dict[str, Any]]]
 
@@ -94,6 +93,9 @@ class Training(Section):
     decay: Positive = Field(0.1, description="of step: factor at each milestone")
     warmup_epochs: NonNegative = 0.0
     label_smoothing: Share = 0.0
+    ghost_batch: Annotated[int, Ge(2)] | None = Field(None, description="samples that BatchNorm sees together")
+    flip: bool = Field(False, description="mirror every other image, by a draw for each and every epoch")
+    crop: Natural = Field(0, description="pad images by so many pixels and cut a window out, likewise")
     stop: Stop = Stop()
     snapshots: Annotated[list[Natural], AfterValidator(_increasing)] = Field([], description="epochs to keep")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def shape_key(run: Run) -> str:
     return canonical(run.settings | {"training": training})
 
 
-def plan(folder: Path, runs: list[Run], done: dict[str, list[str]], module_of: Any, samples_of: Any) -> list[list[Run]]:
+def plan(folder: Path, runs: list[Run], done: dict[str, list[str]], module_of: Any, shape_of: Any) -> list[list[Run]]:
     """The stacks that are to be trained: those begun and not finished, then the other missing runs in order.
 
     Args:
@@ -37,7 +38,7 @@ def plan(folder: Path, runs: list[Run], done: dict[str, list[str]], module_of: A
         runs: all runs of the config.
         done: id of each finished run -> ids of the stack in which it was trained.
         module_of: run -> its module, for its size.
-        samples_of: run -> size of its training set.
+        shape_of: run -> shape of its training inputs, (n, ...).
     """
     known = {run.run_id: run for run in runs}
 
@@ -52,15 +53,16 @@ def plan(folder: Path, runs: list[Run], done: dict[str, list[str]], module_of: A
         if run.run_id not in taken:
             missing.setdefault(shape_key(run), []).append(run)
     for alike in missing.values():
-        size = _size(alike[0], module_of(alike[0]), samples_of(alike[0]))
+        size = _size(alike[0], module_of(alike[0]), shape_of(alike[0]))
         stacks += [alike[i : i + size] for i in range(0, len(alike), size)]
     return stacks
 
 
-def _size(run: Run, module: nn.Module, samples: int) -> int:
+def _size(run: Run, module: nn.Module, shape: tuple[int, ...]) -> int:
     parameters = sum(p.numel() for p in module.parameters())
     convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
-    return stack_size(parameters, batch_of(run.settings["training"], samples), convolutional)
+    batch = batch_of(run.settings["training"], shape[0])
+    return stack_size(parameters, batch, prod(shape[2:]) if convolutional else 0)
 
 
 def identity(stack: list[Run]) -> str:

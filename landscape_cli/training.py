@@ -10,44 +10,22 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from landscape_cli import augment
 from landscape_cli.datasets import Data
+from landscape_cli.errors import Fault
 from landscape_cli.network import Network, Params, Pass, collect_statistics
 from landscape_cli.objective import MEMORY, Objective, flatten
+from landscape_cli.optimizers import HISTORY, Settings, State, ascended, begin, update
 
 PER_RUN = ("lr", "weight_decay", "momentum", "rho")  # settings that may differ inside a stack
 BLOCK = 2**26  # bytes of inputs gathered at once
-HISTORY = ("epoch", "step", "train_loss", "test_loss")
-Settings = dict[str, Any]  # the `training` section of one run, complete
-
-
-@dataclass
-class State:
-    """Everything that the rest of the training depends on; tensors have a row for each active run.
-
-    Args:
-        params: name -> (A, *shape).
-        active: their places in the stack.
-        step: optimizer steps taken.
-        moments: the optimizer's buffers, each like params.
-        finite: the last parameters seen with a finite loss, for runs that diverge.
-        history: for each place of the stack, epochs, steps, training and test losses on the way.
-        seconds: for each place of the stack, its share of the time.
-    """
-
-    params: Params
-    active: list[int]
-    step: int = 0
-    moments: list[Params] = field(default_factory=list)
-    finite: Params = field(default_factory=dict)
-    history: list[dict[str, list[float]]] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -70,13 +48,18 @@ def stream(seed: int, purpose: str, *counters: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1)
 
 
-def stack_size(parameters: int, batch: int, convolutional: bool) -> int:
+def stack_size(parameters: int, batch: int, positions: int = 0) -> int:
     """How many runs to train together: the one place where K is chosen.
 
     A step of a small net is all overhead, so many are worth it; for wide products there is nothing to gain, and a stack
     only loses the cache. 32 runs of the digits MLP at batch 10 take the time of two.
+
+    Args:
+        parameters: of one run.
+        batch: samples in a step.
+        positions: pixels of a sample, for convolutional nets: a convolution uses each weight at many places.
     """
-    work = parameters * batch * (8 if convolutional else 1)  # a convolution uses each weight at many places
+    work = parameters * batch * max(1, positions // 8)
     return max(1, min(32, int(2**28 // max(1, work))))
 
 
@@ -109,7 +92,8 @@ def train(
     common, n = settings[0], len(data.y_train)
     batch = batch_of(common, n)
     per_epoch = -(-n // batch)
-    plain = not common["label_smoothing"] and not network.normalizes and not network.drops
+    plain = not (common["label_smoothing"] or common["flip"] or common["crop"] or network.normalizes or network.drops)
+    _check(network, common, data)
     free_check = batch == n and plain  # a full-batch step computes the training loss on its way
     at = Objective(network, state.params, buffers, data.x_train, data.y_train)
     piece = at.chunk_size(MEMORY) if free_check else n
@@ -151,9 +135,9 @@ def train(
             break
         if gradient is not None:
             if common["optimizer"] == "sam":
-                above = _ascended(state, settings, gradient)
+                above = ascended(state, settings, gradient)
                 gradient = _full_gradient(network, state, above, buffers, data, piece)[1]
-            _update(state, settings, gradient, per_epoch, batch)
+            update(state, settings, gradient, per_epoch, batch)
             state.step += 1
         else:
             _advance(network, state, data, settings, seeds, batch, tick)
@@ -162,14 +146,15 @@ def train(
             tick(state)
 
 
-def begin(params: Params, settings: Settings) -> State:
-    """The state before the first step, for parameters (K, *shape) as they were initialized."""
-    K = len(next(iter(params.values())))
-    params = {n: p.clone() for n, p in params.items()}
-    buffers = {"sgd": 1, "sam": 1, "adam": 2}[settings["optimizer"]]
-    moments = [{n: torch.zeros_like(p) for n, p in params.items()} for _ in range(buffers)]
-    history: list[dict[str, list[float]]] = [{key: [] for key in HISTORY} for _ in range(K)]
-    return State(params, list(range(K)), 0, moments, dict(params), history, [0.0] * K)
+def _check(network: Network, common: Settings, data: Data) -> None:
+    """Whether the network and the data take what the settings ask for.
+
+    Raises: Fault.
+    """
+    if common["ghost_batch"] and network.normalizes and network.kind != "stacked":
+        raise Fault(f"training.ghost_batch: this network is not run layer by layer: {network.reason}")
+    if (common["flip"] or common["crop"]) and data.x_train.dim() != 4:
+        raise Fault(f"training.flip, training.crop: samples of shape {data.input_shape} are no images")
 
 
 def _advance(
@@ -180,6 +165,10 @@ def _advance(
     per_epoch = -(-n // batch)
     epoch, first = divmod(state.step, per_epoch)
     limit = min(per_epoch, first + (common["stop"]["max_steps"] or math.inf) - state.step)
+    crop, windows = common["crop"], None
+    if common["flip"] or crop:
+        draws = [stream(seeds[row], "augment", epoch) for row in state.active]
+        windows = augment.windows(draws, n, common["flip"], crop).to(data.x_train.device)
     orders = [torch.randperm(n, generator=stream(seeds[row], "shuffle", epoch)) for row in state.active]
     order = torch.stack(orders).to(data.x_train.device)
     bytes_per_step = batch * len(order) * data.x_train[0].numel() * data.x_train.element_size()
@@ -188,11 +177,13 @@ def _advance(
         stop = min(start + block, int(limit))
         index = order[:, start * batch : stop * batch]
         X, Y = data.x_train[index], data.y_train[index]  # (A, block * batch, ...)
+        if windows is not None:
+            X = augment.augmented(X, windows.gather(1, index[..., None].expand(-1, -1, 3)), crop)
         for x, y in zip(X.split(batch, 1), Y.split(batch, 1), strict=True):
             gradient = _gradient(network, state, state.params, x, y, common, seeds)
             if common["optimizer"] == "sam":
-                gradient = _gradient(network, state, _ascended(state, settings, gradient), x, y, common, seeds)
-            _update(state, settings, gradient, per_epoch, batch)
+                gradient = _gradient(network, state, ascended(state, settings, gradient), x, y, common, seeds)
+            update(state, settings, gradient, per_epoch, batch)
             state.step += 1
         if stop < per_epoch:
             tick(state)
@@ -208,7 +199,7 @@ def _gradient(
     leaves = {n: p.requires_grad_() for n, p in params.items()}
     normed, dropping = network.normalizes, network.drops
     generators = [stream(seeds[row], "dropout", state.step) for row in state.active] if dropping else None
-    how = Pass(batchnorm="batch" if normed else "fixed", generators=generators)
+    how = Pass("batch" if normed else "fixed", common["ghost_batch"], generators)
     logits = network(leaves, {}, x, how) if not normed else network(leaves, _blank(network, len(x), x), x, how)
     loss = F.cross_entropy(
         logits.flatten(0, 1), y.flatten(), reduction="sum", label_smoothing=common["label_smoothing"]
@@ -238,79 +229,6 @@ def _full_gradient(
         gradient = list(slopes) if gradient is None else [a + b for a, b in zip(gradient, slopes, strict=True)]
     assert gradient is not None
     return losses / len(data.y_train), gradient
-
-
-def _ascended(state: State, settings: list[Settings], gradient: list[Tensor]) -> Params:
-    """Where SAM takes its gradient, w + rho T^2 g / |T g| (A, *shape), for the gradient g of the loss without decay.
-
-    T = 1 (Foret et al. 2021, eq. 2), or with `adaptive` T = diag |w| over all parameters (ASAM: Kwon et al. 2021,
-    without their eta: a parameter at 0 stays there). A run's norm is its own, over all its parameters.
-    """
-    own = [settings[row] for row in state.active]
-    with torch.no_grad():
-        T = [p.abs() if own[0]["adaptive"] else 1.0 for p in state.params.values()]
-        Tg = [t * g for t, g in zip(T, gradient, strict=True)]
-        length = torch.stack([a.flatten(1).norm(dim=1) for a in Tg]).norm(dim=0)  # (A,)
-        rho = torch.tensor([s["rho"] for s in own], dtype=length.dtype, device=length.device)
-        step = rho / length.clamp_min(torch.finfo(length.dtype).tiny)  # no gradient: no way up
-        moved = zip(state.params.items(), T, Tg, strict=True)
-        return {n: p + step.view(-1, *[1] * (p.dim() - 1)) * t * a for (n, p), t, a in moved}
-
-
-def _update(state: State, settings: list[Settings], gradient: list[Tensor], per_epoch: int, batch: int) -> None:
-    """One step of SGD (momentum, Nesterov, L2 decay; for SAM too) or Adam, as torch.optim does it, settings per run."""
-    own = [settings[row] for row in state.active]
-    common, params = own[0], list(state.params.values())
-    factor = _schedule(common, state.step, per_epoch, batch)
-    lr = _per_run([s["lr"] * factor for s in own], params)
-    with torch.no_grad():
-        if any(s["weight_decay"] for s in own):
-            decay = _per_run([s["weight_decay"] for s in own], params)
-            gradient = [g + d * p for g, d, p in zip(gradient, decay, params, strict=True)]
-        if common["optimizer"] == "adam":
-            first, second = (list(m.values()) for m in state.moments)
-            torch._foreach_lerp_(first, gradient, 1 - common["beta1"])
-            torch._foreach_mul_(second, common["beta2"])
-            torch._foreach_addcmul_(second, gradient, gradient, 1 - common["beta2"])
-            t = state.step + 1
-            scale = math.sqrt(1 - common["beta2"] ** t)
-            gradient = [m / (v.sqrt() / scale + common["epsilon"]) for m, v in zip(first, second, strict=True)]
-            lr = [a / (1 - common["beta1"] ** t) for a in lr]
-        elif any(s["momentum"] for s in own):
-            velocity, mu = list(state.moments[0].values()), _per_run([s["momentum"] for s in own], params)
-            for v, m, g in zip(velocity, mu, gradient, strict=True):
-                v.mul_(m).add_(g)
-            gradient = (
-                [g + m * v for g, m, v in zip(gradient, mu, velocity, strict=True)] if common["nesterov"] else velocity
-            )
-        if isinstance(lr[0], float):
-            torch._foreach_add_(params, gradient, alpha=-lr[0])
-        else:
-            for p, a, g in zip(params, lr, gradient, strict=True):
-                p.sub_(a * g)
-
-
-def _per_run(values: list[float], params: list[Tensor]) -> list[Any]:
-    """One factor a parameter tensor: a number where all runs agree, else (A, 1, ...)."""
-    if len(set(values)) == 1:
-        return [float(values[0])] * len(params)
-    column = torch.tensor(values, dtype=params[0].dtype, device=params[0].device)
-    return [column.view(-1, *[1] * (p.dim() - 1)) for p in params]
-
-
-def _schedule(common: Settings, step: int, per_epoch: int, batch: int) -> float:
-    """Factor on the learning rate at a step: scaling by batch size, warm-up, and the schedule over epochs."""
-    ratio = batch / common["lr_base_batch"]
-    factor: float = {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[common["lr_scaling"]]
-    epoch = step / per_epoch
-    warmup = float(common["warmup_epochs"])
-    if epoch < warmup:
-        return factor * (step + 1) / math.ceil(warmup * per_epoch)
-    if common["schedule"] == "cosine":
-        return factor * (1 + math.cos(math.pi * min(1.0, epoch / float(common["stop"]["max_epochs"])))) / 2
-    if common["schedule"] == "step":
-        return factor * float(common["decay"]) ** sum(epoch >= float(m) for m in common["milestones"])
-    return factor
 
 
 def _evaluate(network: Network, state: State, buffers: Params, data: Data, test: bool = False) -> Tensor:
@@ -390,3 +308,6 @@ def _keep(state: State, stay: list[int]) -> None:
 
     state.params, state.finite, state.moments = rows(state.params), rows(state.finite), [rows(m) for m in state.moments]
     state.active = [state.active[i] for i in stay]
+
+
+__all__ = ["Outcome", "Settings", "State", "batch_of", "begin", "stack_size", "stream", "train"]

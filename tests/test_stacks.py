@@ -129,7 +129,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(folder: Path, harm: str) -
 
 def plan(folder: Path, wanted: list[Run], done: list[str], company: list[str] | None = None) -> list[list[str]]:
     found = stacks.plan(
-        folder, wanted, dict.fromkeys(done, company or done), lambda run: nn.Linear(2, 2), lambda run: 100
+        folder, wanted, dict.fromkeys(done, company or done), lambda run: nn.Linear(2, 2), lambda run: (100, 2)
     )
     return [[run.run_id for run in stack] for stack in found]
 

@@ -312,8 +312,8 @@ def test_dropout_depends_on_seed_and_step_alone(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("parameters", "batch", "convolutional", "size"),
-    [(17_610, 10, False, 32), (17_610, 1000, False, 15), (10**9, 128, True, 1), (1, 1, False, 32)],
+    ("parameters", "batch", "positions", "size"),
+    [(17_610, 10, 0, 32), (17_610, 1000, 0, 15), (270_000, 32, 64, 3), (270_000, 32, 1024, 1), (1, 1, 0, 32)],
 )
-def test_stack_size(parameters: int, batch: int, convolutional: bool, size: int) -> None:
-    assert training.stack_size(parameters, batch, convolutional) == size
+def test_stack_size(parameters: int, batch: int, positions: int, size: int) -> None:
+    assert training.stack_size(parameters, batch, positions) == size

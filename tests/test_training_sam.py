@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import begin, settings_of, some_data
 from torch import Tensor, nn
 
-from landscape_cli import registry, stacks, store, training
+from landscape_cli import optimizers, registry, stacks, store, training
 from landscape_cli.config import Run
 from landscape_cli.datasets import Data
 from landscape_cli.models import build_module
@@ -142,7 +142,7 @@ def test_the_step_up_has_length_rho_in_its_own_norm(adaptive: bool) -> None:
     g = [torch.randn(p.shape, generator=rng, dtype=torch.float64) for p in w.values()]
     w["b"][0, 2], g[0][1], g[1][1] = 0, 0, 0
     settings = [sam(adaptive, rho=r) for r in (0.1, 0.2, 0.3)]
-    above = training._ascended(training.begin(w, settings[0]), settings, g)
+    above = optimizers.ascended(training.begin(w, settings[0]), settings, g)
     d = torch.cat([(above[n] - w[n]).flatten(1) for n in w], 1)
     scale = torch.cat([p.flatten(1).abs() for p in w.values()], 1) if adaptive else torch.ones_like(d)
     assert torch.equal(d[1], torch.zeros_like(d[1]))

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from landscape_cli.errors import Fault
-from landscape_cli.models import convolutional, dense
+from landscape_cli.models import convolutional, dense, published, residual
 from landscape_cli.registry import REGISTRY
 
-__all__ = ["build_module", "convolutional", "dense"]
+__all__ = ["build_module", "convolutional", "dense", "published", "residual"]
 
 
 def build_module(spec: dict[str, Any], input_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
@@ -33,6 +33,8 @@ def build_module(spec: dict[str, Any], input_shape: tuple[int, ...], num_classes
             torch.manual_seed(seed)
             module: nn.Module = entry.function(input_shape, num_classes, **settings)
             logits = module.eval()(torch.zeros(2, *input_shape, dtype=next(module.parameters()).dtype))
+    except Fault:
+        raise
     except Exception as error:
         said = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         shape = tuple(input_shape)

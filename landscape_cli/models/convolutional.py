@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Literal
 
 from torch import nn
 
+from landscape_cli.models.residual import initialize
 from landscape_cli.registry import Count, model
 
 
@@ -79,3 +81,45 @@ def lenet(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         nn.ReLU(),
         nn.Linear(84, num_classes),
     )
+
+
+STAGES = {  # 3 x 3 convolutions between two pools, and their channels in units of the width
+    9: [(1, 1), (1, 2), (2, 4), (2, 8)],
+    11: [(1, 1), (1, 2), (2, 4), (2, 8), (2, 8)],
+    16: [(2, 1), (2, 2), (3, 4), (3, 8), (3, 8)],
+}
+
+
+@model
+def vgg(
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    depth: Literal[9, 11, 16] = 9,
+    width: Count = 64,
+    norm: Literal["batch", "none"] = "batch",
+) -> nn.Module:
+    """VGG for small images: stages of 3 x 3 convolutions with pools between, and three dense layers.
+
+    Args:
+        input_shape: (channels, height, width); pools that a small image has no room for are left out.
+        num_classes: number of logits.
+        depth: layers with weights.
+        width: channels of the first stage, up to 8 times as many in the last and in the dense layers.
+        norm: before each activation, but for the dense layers.
+    Source: Simonyan & Zisserman 2015, table 1, configurations A and D; 9: Keskar et al. 2017 and Li et al. 2018.
+    """
+    layers: list[nn.Module] = []
+    wide, *sides = input_shape
+    for convolutions, factor in STAGES[depth]:
+        for _ in range(convolutions):
+            layers.append(nn.Conv2d(wide, factor * width, 3, padding=1, bias=norm == "none"))
+            layers += [nn.BatchNorm2d(factor * width)] if norm == "batch" else []
+            layers.append(nn.ReLU())
+            wide = factor * width
+        if min(sides) > 1:
+            layers.append(nn.MaxPool2d(2))
+            sides = [side // 2 for side in sides]
+    layers += [nn.Flatten(), nn.Linear(wide * prod(sides), 8 * width), nn.ReLU()]
+    layers += [nn.Linear(8 * width, 8 * width), nn.ReLU(), nn.Linear(8 * width, num_classes)]
+    return initialize(nn.Sequential(*layers))
