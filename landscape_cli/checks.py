@@ -32,6 +32,11 @@ ONLY_WITH = {  # setting -> the setting without which it would do nothing, and t
 }
 SNAPSHOTS = "add the epochs to keep, snapshots: [0, 1, 2, 5, 10]"
 YOUNG = ("rho", "adaptive")  # came after the first results were made: runs that do without keep their ids
+YOUNGER = (
+    "ghost_batch",
+    "flip",
+    "crop",
+)  # likewise, of any optimizer: training takes the default for what is not there
 
 
 def canonical(obj: Any) -> str:
@@ -276,7 +281,7 @@ def combinations(base: dict[str, Any], swept: dict[str, list[Any]]) -> Iterator[
 
 def _without_young(training: dict[str, Any]) -> dict[str, Any]:
     idle = (k for k in YOUNG if training[ONLY_WITH[k][0]] not in ONLY_WITH[k][1])
-    gone = {k for k in idle if training[k] == Training.model_fields[k].default}
+    gone = {k for k in (*idle, *YOUNGER) if training[k] == Training.model_fields[k].default}
     return {k: v for k, v in training.items() if k not in gone}
 
 

@@ -205,7 +205,8 @@ def group_normal(layer: nn.GroupNorm, x: Tensor) -> Tensor:
     """What a GroupNorm layer scales and shifts: each sample's groups with mean 0 and variance 1; x (K, B, C, ...)."""
     groups = x.unflatten(2, (layer.num_groups, -1)).flatten(3)  # by hand: PyTorch's own has no forward over reverse
     var, mean = torch.var_mean(groups, 3, correction=0, keepdim=True)
-    return ((groups - mean) * (var + layer.eps).rsqrt()).view(x.shape)
+    normal: Tensor = ((groups - mean) * (var + layer.eps).rsqrt()).view(x.shape)
+    return normal
 
 
 def _dropout(layer: Any, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:

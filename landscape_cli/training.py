@@ -92,7 +92,8 @@ def train(
     common, n = settings[0], len(data.y_train)
     batch = batch_of(common, n)
     per_epoch = -(-n // batch)
-    plain = not (common["label_smoothing"] or common["flip"] or common["crop"] or network.normalizes or network.drops)
+    drawn = common.get("flip") or common.get("crop") or network.drops
+    plain = not (drawn or common["label_smoothing"] or network.normalizes)
     _check(network, common, data)
     free_check = batch == n and plain  # a full-batch step computes the training loss on its way
     at = Objective(network, state.params, buffers, data.x_train, data.y_train)
@@ -151,9 +152,9 @@ def _check(network: Network, common: Settings, data: Data) -> None:
 
     Raises: Fault.
     """
-    if common["ghost_batch"] and network.normalizes and network.kind != "stacked":
+    if common.get("ghost_batch") and network.normalizes and network.kind != "stacked":
         raise Fault(f"training.ghost_batch: this network is not run layer by layer: {network.reason}")
-    if (common["flip"] or common["crop"]) and data.x_train.dim() != 4:
+    if (bool(common.get("flip")) or common.get("crop", 0)) and data.x_train.dim() != 4:
         raise Fault(f"training.flip, training.crop: samples of shape {data.input_shape} are no images")
 
 
@@ -165,10 +166,10 @@ def _advance(
     per_epoch = -(-n // batch)
     epoch, first = divmod(state.step, per_epoch)
     limit = min(per_epoch, first + (common["stop"]["max_steps"] or math.inf) - state.step)
-    crop, windows = common["crop"], None
-    if common["flip"] or crop:
+    crop, windows = common.get("crop", 0), None
+    if bool(common.get("flip")) or crop:
         draws = [stream(seeds[row], "augment", epoch) for row in state.active]
-        windows = augment.windows(draws, n, common["flip"], crop).to(data.x_train.device)
+        windows = augment.windows(draws, n, bool(common.get("flip")), crop).to(data.x_train.device)
     orders = [torch.randperm(n, generator=stream(seeds[row], "shuffle", epoch)) for row in state.active]
     order = torch.stack(orders).to(data.x_train.device)
     bytes_per_step = batch * len(order) * data.x_train[0].numel() * data.x_train.element_size()
@@ -199,7 +200,7 @@ def _gradient(
     leaves = {n: p.requires_grad_() for n, p in params.items()}
     normed, dropping = network.normalizes, network.drops
     generators = [stream(seeds[row], "dropout", state.step) for row in state.active] if dropping else None
-    how = Pass("batch" if normed else "fixed", common["ghost_batch"], generators)
+    how = Pass("batch" if normed else "fixed", common.get("ghost_batch"), generators)
     logits = network(leaves, {}, x, how) if not normed else network(leaves, _blank(network, len(x), x), x, how)
     loss = F.cross_entropy(
         logits.flatten(0, 1), y.flatten(), reduction="sum", label_smoothing=common["label_smoothing"]
