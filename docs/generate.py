@@ -107,6 +107,10 @@ def commands_page() -> str:
     for info in cli.app.registered_commands:
         assert info.callback is not None
         out.append(_command(info.name or info.callback.__name__, info.callback))
+    for group in cli.app.registered_groups:
+        for info in group.typer_instance.registered_commands if group.typer_instance else ():
+            assert info.callback is not None
+            out.append(_command(f"{group.name} {info.name or info.callback.__name__}", info.callback))
     return "\n".join(out)
 
 

@@ -250,6 +250,35 @@ def audit(
     leave(["failed"] if table["verdict"].isin(("broken", "failed")).any() else [])
 
 
+data = typer.Typer(no_args_is_help=True, help="Image sets: download one.\n\nExample: landscape data fetch cifar10")
+app.add_typer(data, name="data", rich_help_panel=RUNNING)
+
+
+@data.callback()
+def _data() -> None:
+    pass
+
+
+@data.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="cifar10, cifar100, mnist, fashion_mnist, kmnist or svhn.")],
+    root: Annotated[Path, typer.Option("--root", help="Where it goes; dataset.root of a config.")] = Path("data"),
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Download an image set, with its checksum; what broke off goes on where it ended. Nothing else downloads.
+
+    Example: landscape data fetch cifar10
+    """
+    from landscape_cli import console, download
+
+    files = download.sources(name)
+    with download.Bars(quiet) as watch:
+        placed = [str(path) for path in download.fetch(files, root, watch)]
+    console.show_json({"files": placed}) if json else console.say("\n".join(placed))
+
+
 @app.command(rich_help_panel=LOOKING)
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="An experiment's folder, results/NAME.")],

@@ -154,7 +154,7 @@ def load_plugins(names: list[str]) -> None:
         names: files (`./my_nets.py`) or modules (`my_package.nets`), as `--plugin` takes them.
     Raises: Fault if one cannot be imported.
     """
-    for own in ("datasets", "models", "metrics"):
+    for own in ("datasets", "images", "models", "metrics"):
         importlib.import_module(f"landscape_cli.{own}")
     for point in entry_points(group="landscape_cli"):
         point.load()

@@ -58,6 +58,8 @@ class Session:
         path = settings["dataset"].get("path")
         if path is None:
             return ""
+        if Path(path).is_dir():
+            return self.data(settings).digest()
         if not Path(path).is_file():
             self.data(settings)  # says what is missing
         return store.file_hash(Path(path))
