@@ -12,7 +12,7 @@ from landscape_cli.errors import Fault
 from landscape_cli.options import (
     CHECKPOINTS,
     CONFIG,
-    LOOKING,
+    RESULTS,
     RUNNING,
     Along,
     Debug,
@@ -25,9 +25,9 @@ from landscape_cli.options import (
     Results,
     Seeds,
     Sets,
-    Shelf,
     Wait,
     Where,
+    app,
     as_setting,
     leave,
     listed,
@@ -40,19 +40,6 @@ from landscape_cli.options import (
 
 if TYPE_CHECKING:
     pass
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Which measurable property of a minimum predicts how well it generalizes?\n\n"
-    "Train networks with small or large batches, keep their minima, measure them, compare.\n\n"
-    "Start with: [bold]landscape compare small-vs-large[/bold]",
-)
-
-RESULTS = Path("results")
 
 
 @app.callback(invoke_without_command=True)
@@ -279,114 +266,82 @@ def fetch(
     console.show_json({"files": placed}) if json else console.say("\n".join(placed))
 
 
-@app.command(rich_help_panel=LOOKING)
-def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An experiment's folder, results/NAME.")],
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Draw the figures and write report.html again, from the tables.
-
-    Example: landscape report results/small-vs-large
-    """
-    from landscape_cli import console, registry
-    from landscape_cli import experiment as pipeline
-
-    registry.load_plugins([])
-    page = pipeline.rewrite_report(folder.resolve())
-    console.show_json({"report": str(page)}) if json else console.say(str(page))
-
-
-@app.command(rich_help_panel=LOOKING)
-def show(
-    config: Annotated[str, CONFIG],
+@app.command(rich_help_panel=RUNNING)
+def surface(
+    target: Annotated[list[str], typer.Argument(metavar="CONFIG|CHECKPOINT...", show_default=False)],
+    config: Annotated[
+        str | None, typer.Option("--config", help="For a checkpoint: the config that names its model and dataset.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option("--kind", metavar="line|plane|path", help="What to draw.")] = None,
+    points: Annotated[int | None, typer.Option("--points", help="Along each axis; 51.")] = None,
+    range_: Annotated[
+        float | None, typer.Option("--range", help="From -range to range; a path to 1 + range. 1; path: 0.5.")
+    ] = None,
+    normalization: Annotated[
+        str | None, typer.Option("--normalization", metavar="filter|layer|weight|none", help="Of random directions.")
+    ] = None,
+    ignore: Annotated[
+        str | None, typer.Option("--ignore", metavar="biasbn|none", help="Biases and BatchNorm stay, or move too.")
+    ] = None,
+    batchnorm: Annotated[
+        str | None, typer.Option("--batchnorm", metavar="fixed|interpolate|recompute", help="Statistics off a minimum.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of the directions; 0.")] = None,
+    draws: Annotated[
+        int | None, typer.Option("--draws", help="Of the directions; 3 for a line, 1 for a plane.")
+    ] = None,
+    directions: Annotated[
+        str | None, typer.Option("--directions", metavar="FILE", help="Take those of an earlier surface.")
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option("--runs", metavar="A,B", help="Whose minima; the first run of each group.")
+    ] = None,
     sets: Sets = None,
     seeds: Seeds = None,
     results: Results = RESULTS,
     device: Where = "auto",
     plugin: Plugins = None,
+    wait: Wait = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Show the resolved config, where each value comes from, and what is left to do. Writes nothing.
+    """Loss and accuracy around minima: filter-normalized lines and planes, and the path from one to another.
 
-    Example: landscape show small-vs-large --set training.lr=0.05
+    Example: landscape surface small-vs-large
+
+    Example: landscape surface small-vs-large --kind path --points 101
+
+    Example: landscape surface model.pt --config my-experiment.yaml --kind plane --points 31
     """
-    tree, experiment = read(config, sets, plugin, seeds)
-    from landscape_cli import console
+    checkpoints = [Path(t) for t in target] if config or Path(target[0]).suffix in CHECKPOINTS else []
+    if not checkpoints and len(target) > 1:
+        raise Fault(f"one config at a time, or checkpoints with --config: got {', '.join(target)}")
+    given = {"kind": kind, "points": points, "range": range_, "normalization": normalization, "ignore": ignore}
+    given |= {"batchnorm": batchnorm, "seed": seed, "draws": draws}
+    own = [f"surface.{key}={value}" for key, value in given.items() if value is not None]
+    _, experiment = read_for(checkpoints, config or target[0], config is None, [*(sets or []), *own], plugin, seeds)
+    from landscape_cli import console, surfacing
     from landscape_cli import experiment as pipeline
-    from landscape_cli.config import origins
+    from landscape_cli.config import Surface
 
-    values = origins(tree, experiment)
-    with opened(experiment, results, device, quiet=True) as session:
-        plan = pipeline.plan(session)
+    asked = experiment.surface or Surface()
+    more = {"runs": listed("--runs", run)} if run is not None else {}
+    asked = asked.model_copy(update=more | ({"directions": directions} if directions else {}))
+    if checkpoints:
+        with console.Progress(quiet) as watch:
+            session, tables = surfacing.run_checkpoints(experiment, checkpoints, asked, results, device, watch)
+    else:
+        with opened(experiment, results, device, quiet) as session:
+            tables = surfacing.run(session, asked, wait=wait)
     if json:
-        console.show_json({"config": experiment.model_dump(), "plan": plan})
-    else:
-        console.origins(values)
-        console.plan(plan)
+        told = {run_id: pipeline.as_json(table) for run_id, table in tables.items()}
+        console.show_json({"surfaces": told, "report": str(session.folder / "report.html")})
+        return
+    for run_id, table in tables.items():
+        console.say(f"{run_id}: {surfacing.summary(table)}")
+        console.say(f"  {session.folder / 'surfaces' / f'{run_id}-{asked.kind}.csv'}")
+    console.say(f"\nReport: {session.folder / 'report.html'}")
 
 
-@app.command(name="list", rich_help_panel=LOOKING)
-def list_(
-    what: Annotated[Shelf, typer.Argument(help="Which shelf.")],
-    plugin: Plugins = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Settings, sources and invariances too.")] = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """List metrics, models, datasets, configs or transforms, one line each.
-
-    Example: landscape list metrics --verbose
-    """
-    from landscape_cli import config, console, registry
-
-    if what == "configs":
-        rows = [{"name": name, "summary": config.summary(path)} for name, path in config.shipped().items()]
-    elif what == "transforms":
-        from landscape_cli.audit import TRANSFORMS
-
-        rows = [{"name": name, "summary": t.summary, "keeps": t.keeps} for name, t in TRANSFORMS.items()]
-    else:
-        registry.load_plugins(plugin or [])
-        rows = [registry.describe(entry) for entry in registry.REGISTRY[registry.KINDS[what]].values()]
-    console.show_json({what: rows}) if json else console.shelf(rows, verbose)
-
-
-@app.command(rich_help_panel=LOOKING)
-def doctor(
-    config: Annotated[
-        str | None, typer.Argument(help="Also say how the models of this config are run.", show_default=False)
-    ] = None,
-    results: Results = RESULTS,
-    plugin: Plugins = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Check torch, device, threads, disk and locks, and say how to mend what is wrong.
-
-    Example: landscape doctor small-vs-large
-    """
-    experiment = read(config, None, plugin, None)[1] if config else None
-    from landscape_cli import console, doctor
-    from landscape_cli.session import open_session
-
-    session = open_session(experiment, results) if experiment else None
-    found = doctor.examine(results, session)
-    console.show_json({"findings": found}) if json else console.findings(found)
-
-
-@app.command(rich_help_panel=LOOKING)
-def schema(plugin: Plugins = None, debug: Debug = False) -> None:
-    """Print the JSON Schema of the YAML, for editors.
-
-    Example: landscape schema > landscape.schema.json
-    """
-    from landscape_cli import config, console, registry
-
-    registry.load_plugins(plugin or [])
-    console.show_json(config.schema())
+from landscape_cli import looking  # noqa: E402, F401  # the commands that look

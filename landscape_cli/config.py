@@ -27,6 +27,7 @@ from landscape_cli.schema import (
     Compare,
     Experiment,
     Stop,
+    Surface,
     Training,
     known_keys,
     schema,
@@ -41,6 +42,7 @@ __all__ = [
     "Experiment",
     "Run",
     "Stop",
+    "Surface",
     "Training",
     "Tree",
     "canonical",
@@ -233,7 +235,7 @@ def _rows(entry: Entry, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def dump(experiment: Experiment) -> str:
     """YAML that `read` and `resolve` give back equal, every default written out."""
     whole = experiment.model_dump()
-    for key in ("compare", "audit"):
+    for key in ("compare", "audit", "surface"):
         if not whole[key]:
             del whole[key]
     lines = []

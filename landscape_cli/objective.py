@@ -141,6 +141,18 @@ class Objective:
             parts = [self._sum(params, x, y) for x, y in self.chunks(CACHE)]
         return torch.stack(parts).sum(0) / self.n
 
+    def scores(self, theta: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Average loss and share of right answers, each (K,) in float64, `size` samples at a time, no gradient."""
+        params = self.unflatten(theta)
+        loss = right = torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
+        with torch.no_grad():
+            for x, y in zip(self.x.split(size), self.y.split(size), strict=True):
+                logits = self._forward(params, self.buffers, x)
+                labels = y.expand(len(logits), -1)
+                loss = loss + sample_losses(logits, labels).double().sum(1)
+                right = right + (logits.argmax(2) == labels).double().sum(1)
+        return loss / self.n, right / self.n
+
     def loss_and_gradient(self, theta: Tensor, only: str | None = None) -> tuple[Tensor, Tensor]:
         """Average loss (K,) in float64 and its gradient (K, p) in theta's type, chunks summed in float64.
 

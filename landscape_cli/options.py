@@ -16,6 +16,18 @@ if TYPE_CHECKING:
     from landscape_cli.config import Experiment, Tree
     from landscape_cli.session import Session
 
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Which measurable property of a minimum predicts how well it generalizes?\n\n"
+    "Train networks with small or large batches, keep their minima, measure them, compare.\n\n"
+    "Start with: [bold]landscape compare small-vs-large[/bold]",
+)
+
+RESULTS = Path("results")
 Device = Literal["auto", "cpu", "cuda"]
 Shelf = Literal["metrics", "models", "datasets", "configs", "transforms"]
 CONFIG = typer.Argument(

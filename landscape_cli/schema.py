@@ -117,6 +117,25 @@ class Audit(Section):
     )
 
 
+class Surface(Section):
+    """What `landscape surface` draws."""
+
+    kind: Literal["line", "plane", "path"] = Field(
+        "line", description="a random line or plane through a minimum; the path from one minimum to another"
+    )
+    points: Annotated[int, Ge(2)] = Field(51, description="along each axis")
+    range: Positive | None = Field(None, description="from -range to range (1); path: to 1 + range (0.5)")
+    normalization: Literal["filter", "layer", "weight", "none"] = Field("filter", description="of random directions")
+    ignore: Literal["biasbn", "none"] = Field("biasbn", description="biasbn leaves biases and BatchNorm where they are")
+    batchnorm: Literal["fixed", "interpolate", "recompute"] | None = Field(
+        None, description="statistics off the minimum: fixed; on a path recompute"
+    )
+    seed: Natural = Field(0, description="of the directions")
+    draws: Count | None = Field(None, description="of random directions: 3 for a line, 1 for a plane")
+    directions: str | None = Field(None, description="a .safetensors file of an earlier surface to take them from")
+    runs: list[str] = Field([], description="run ids; the first run of each group")
+
+
 class Experiment(Section):
     """A resolved config: every default filled in, every number of its proper type."""
 
@@ -131,6 +150,7 @@ class Experiment(Section):
     along: bool = Field(False, description="measure training.snapshots too, not only the minima")
     compare: Compare | None = None
     audit: Audit | None = None
+    surface: Surface | None = None
 
 
 def settings_of(kind: Kind, name: Any) -> type[BaseModel] | None:
@@ -160,6 +180,7 @@ def known_keys(data: dict[str, Any]) -> Known:
         ("training", "stop"): list(Stop.model_fields),
         ("compare",): list(Compare.model_fields),
         ("audit",): list(Audit.model_fields),
+        ("surface",): list(Surface.model_fields),
     }
     for kind in NAMED:
         given = data.get(kind)
