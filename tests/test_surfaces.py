@@ -1,0 +1,165 @@
+"""Lines and planes through minima: directions, values against a plain loop, folding, and what survives a kill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import some_data
+from safetensors.torch import load_file
+from torch import nn
+
+from landscape_cli import network, store, surfacing
+from landscape_cli.config import Surface
+from landscape_cli.models import build_module
+from landscape_cli.objective import Objective, flatten
+from landscape_cli.surfaces import Place, direction, grid, random_directions
+from landscape_cli.training import stream
+
+NETS: list[tuple[dict[str, Any], tuple[int, ...]]] = [
+    ({"name": "mlp", "hidden": [7]}, (6,)),
+    ({"name": "mlp", "hidden": [7], "batchnorm": True}, (6,)),
+    ({"name": "cnn", "channels": [4], "batchnorm": True}, (1, 8, 8)),
+    ({"name": "resnet", "width": 2}, (1, 8, 8)),
+    ({"name": "wide_resnet", "depth": 10, "widen": 1}, (1, 8, 8)),
+    ({"name": "resnet", "width": 2, "norm": "group"}, (1, 8, 8)),
+]
+
+
+def place(
+    spec: dict[str, Any], shape: tuple[int, ...], dtype: torch.dtype = torch.float64, **more: Any
+) -> tuple[Place, nn.Module]:
+    module = build_module(spec, shape, 3, 0).double()
+    rng = torch.Generator().manual_seed(1)
+    for name, b in module.named_buffers():
+        if name.endswith("var"):
+            b.copy_(0.5 + torch.rand(b.shape, generator=rng))
+        elif name.endswith("mean"):
+            b.copy_(torch.randn(b.shape, generator=rng))
+    module.to(dtype)
+    data = some_data(30, shape)
+    net = network.build(module, shape, dtype)
+    params, buffers = network.stack([module])
+    sides = {
+        "train": Objective(net, params, buffers, data.x_train.to(dtype), data.y_train),
+        "test": Objective(net, params, buffers, data.x_test.to(dtype), data.y_test),
+    }
+    X, Y = (flatten(d)[0] for d in random_directions(params, "filter", "biasbn", 0, 0, 2))
+    return Place(sides, flatten(params).double(), X, Y, **more), module.eval()
+
+
+def plain(module: nn.Module, theta: torch.Tensor, at: Objective) -> tuple[float, float]:
+    state = {n: t[0] for n, t in at.unflatten(theta).items()}
+    module.load_state_dict(state, strict=False)
+    with torch.no_grad():
+        z = module(at.x)
+    return float(F.cross_entropy(z, at.y)), float((z.argmax(1) == at.y).double().mean())
+
+
+@pytest.mark.parametrize(("spec", "shape"), NETS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_values_are_those_of_a_plain_loop(spec: dict[str, Any], shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    at, module = place(spec, shape, dtype)
+    xy = torch.rand(20, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 2 - 1
+    assert at.Y is not None
+    got = at.scores(xy)
+    for point, values in zip(xy, got, strict=True):
+        theta = (at.theta + point[0] * at.X + point[1] * at.Y).to(dtype)
+        for side, (loss, accuracy) in zip(at.sides.values(), values.tolist(), strict=True):
+            due, right = plain(module, theta, side)
+            assert loss == pytest.approx(due, rel=1e-6 if dtype == torch.float64 else 1e-4)
+            assert accuracy == pytest.approx(right, abs=1e-12 if dtype == torch.float64 else 0.04)
+
+
+@pytest.mark.parametrize(("spec", "shape"), NETS)
+def test_each_filter_of_a_direction_is_as_long_as_the_minimums(spec: dict[str, Any], shape: tuple[int, ...]) -> None:
+    params, _ = network.stack([build_module(spec, shape, 3, 0)])
+    d = direction(params, "filter", "biasbn", stream(0, "surface x", 0))
+    for name, t in params.items():
+        theta, own = t[0].double(), d[name][0]
+        if theta.dim() == 1:
+            assert not own.any()
+            continue
+        for i in range(len(theta)):
+            assert float(own[i].norm()) == pytest.approx(float(theta[i].norm()), rel=1e-12)
+    whole = direction(params, "filter", "none", stream(0, "surface x", 0))
+    for name, t in params.items():
+        if t.dim() == 2:
+            assert torch.allclose(whole[name].abs(), t.double().abs(), rtol=1e-12)
+    layer = direction(params, "layer", "biasbn", stream(0, "surface x", 0))
+    none = direction(params, "none", "biasbn", stream(0, "surface x", 0))
+    weight = direction(params, "weight", "biasbn", stream(0, "surface x", 0))
+    for name, t in params.items():
+        if t.dim() > 2:
+            assert float(layer[name].norm()) == pytest.approx(float(t.double().norm()), rel=1e-12)
+            assert torch.allclose(weight[name], none[name] * t.double())
+
+
+def test_a_filter_of_zeros_stays_where_it_is() -> None:
+    params = {"a.weight": torch.randn(1, 3, 4)}
+    params["a.weight"][0, 1] = 0
+    d = direction(params, "filter", "biasbn", stream(0, "surface x", 0))["a.weight"][0]
+    assert not d[1].any() and d[0].any() and d.isfinite().all()
+
+
+@pytest.mark.parametrize("rule", ["recompute", "interpolate", "fixed"])
+def test_batchnorm_off_the_minimum(rule: Any) -> None:
+    at, module = place({"name": "resnet", "width": 2}, (1, 8, 8))
+    other = {n: b + 1 if b.is_floating_point() else b for n, b in at.sides["train"].buffers.items()}
+    at = Place(at.sides, at.theta, at.X, None, rule, other)
+    x = 0.3
+    (values,) = at.scores(torch.tensor([[x, 0.0]], dtype=torch.float64))
+    theta = at.theta + x * at.X
+    train = at.sides["train"]
+    if rule == "recompute":
+        own = network.collect_statistics(train.network, train.unflatten(theta), train.buffers, train.x)
+    else:
+        share = x if rule == "interpolate" else 0.0
+        own = {n: (1 - share) * b + share * other[n] if b.is_floating_point() else b for n, b in train.buffers.items()}
+    module.load_state_dict({n: b[0] for n, b in own.items()}, strict=False)
+    for side, (loss, _) in zip(at.sides.values(), values.tolist(), strict=True):
+        assert loss == pytest.approx(plain(module, theta, side)[0], rel=1e-9)
+
+
+def test_grid() -> None:
+    line = grid([(-1.0, 1.0)], 51)
+    assert line.shape == (51, 2) and line[25].tolist() == [0.0, 0.0] and line[0, 0] == -1 and line[-1, 0] == 1
+    assert torch.equal(line[:, 0], -line.flip(0)[:, 0])
+    plane = grid([(-1.0, 1.0), (-2.0, 2.0)], 3)
+    assert plane.tolist() == [[x, y] for y in (-2, 0, 2) for x in (-1, 0, 1)]
+
+
+def test_an_interrupted_surface_goes_on_to_the_same_bits(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Surface(kind="plane", points=13)
+    keep, made, asks = Place.scores, list[Any](), list[None]()
+
+    def counted(self: Place, xy: torch.Tensor) -> torch.Tensor:
+        asks.append(None)
+        if len(asks) in (2, 4):
+            raise KeyboardInterrupt
+        made.append((float(self.theta.sum()), *map(tuple, xy.tolist())))
+        return keep(self, xy)
+
+    monkeypatch.setattr(surfacing.experiment, "draw", lambda *a: None)
+    surfacing.run(tiny({"name": "whole"}), asked)
+    monkeypatch.setattr(Place, "scores", counted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            surfacing.run(tiny(), asked)
+    session = tiny()
+    found = surfacing.run(session, asked)
+    assert len(set(made)) == len(made) == len(found) * -(-169 // 64)  # no finished point is computed twice
+    for run_id, table in found.items():
+        path: Path = session.folder / "surfaces" / f"{run_id}-plane.csv"
+        due = path.parents[2] / "whole" / "surfaces" / path.name
+        assert path.read_bytes() == due.read_bytes()
+        assert path.with_suffix(".safetensors").read_bytes() == due.with_suffix(".safetensors").read_bytes()
+        assert set(load_file(path.with_suffix(".safetensors"))) >= {"x0.1.weight", "y0.3.bias"}
+        assert list(table.columns) == list(surfacing.COLUMNS) and len(table) == 2 * 169
+        assert store.read_table(path).equals(table)
+    before = len(made)
+    surfacing.run(tiny(), asked)
+    assert len(made) == before
