@@ -345,3 +345,5 @@ def surface(
 
 
 from landscape_cli import looking  # noqa: E402, F401  # the commands that look
+
+__all__ = ["app"]

@@ -174,7 +174,7 @@ def _made(folder: Path) -> Path:
 def summary(table: DataFrame) -> str:
     """One line on a surface: training loss in the middle, and how far it rises."""
     train = table[table["split"] == "train"]
-    here = train.loc[(train["x"].abs() + train["y"].abs()).idxmin(), "loss"]
+    here = train["loss"].iloc[int((train["x"].abs() + train["y"].abs()).to_numpy().argmin())]
     lost = int((train["status"] != "ok").sum())
     text = f"{len(train)} points, training loss {here:.4g} at the minimum, up to {train['loss'].max():.4g}"
     return text + (f", {lost} without a value" if lost else "")
