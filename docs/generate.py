@@ -115,7 +115,7 @@ def commands_page() -> str:
 
 
 def _command(name: str, function: cli.Command) -> str:
-    hints = get_type_hints(function, vars(cli), include_extras=True)
+    hints = get_type_hints(function, function.__globals__, include_extras=True)
     arguments, options = [], []
     for parameter in inspect.signature(function).parameters.values():
         hint = hints[parameter.name]

@@ -30,6 +30,10 @@ PICTURES = (
     "along_training",
     "lines",
     "invariance",
+    "surface_line",
+    "surface_path",
+    "surface_plane",
+    "surface_relief",
 )
 
 
@@ -125,14 +129,16 @@ def draw(folder: Path, records: Sequence[Record], groups: list[str], session: Se
     """Figures and report.html from the tables; left alone where they were drawn from these very tables."""
     tables = ["runs.csv", "metrics.csv", "comparison.csv", "experiment.yaml", "tables/spectral_density.csv"]
     tables += ["invariance.csv", "tables/lines.csv"]
+    around = [str(path.relative_to(folder)) for path in sorted((folder / "surfaces").glob("*.csv"))]
     page, stamp = folder / "report.html", folder / "plots" / ".drawn"
-    sources = [(folder / t).read_bytes() for t in tables if (folder / t).is_file()] + [
-        Path(__file__).with_name(f"{module}.py").read_bytes() for module in ("plots", "curves", "report", "analysis")
+    sources = [(folder / t).read_bytes() for t in (*tables, *around) if (folder / t).is_file()] + [
+        Path(__file__).with_name(f"{module}.py").read_bytes()
+        for module in ("plots", "curves", "pictures", "report", "analysis")
     ]
     key = hashlib.sha256(b"".join(hashlib.sha256(s).digest() for s in sources)).hexdigest()
     if page.is_file() and stamp.is_file() and stamp.read_text() == key:
         return
-    from landscape_cli import curves, plots  # loads matplotlib
+    from landscape_cli import curves, pictures, plots  # loads matplotlib
 
     if session:
         session.watch("draw", {})
@@ -143,6 +149,7 @@ def draw(folder: Path, records: Sequence[Record], groups: list[str], session: Se
         *curves.spectral_density(spectra, run_table, groups, stems[4]),
         *curves.lines(curve, stems[6]),
         *curves.invariance(moved, stems[7]),
+        *pictures.surfaces(folder, run_table, groups),
     ]
     if len(metric_table):
         drawn += [

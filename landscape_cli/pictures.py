@@ -14,9 +14,26 @@ from pandas import DataFrame
 
 from landscape_cli import plots
 from landscape_cli.plots import DASHED, Look
+from landscape_cli.tables import read_table
 
 Tables = Mapping[str, DataFrame]  # run id -> its surface
 LEVELS = 14
+
+
+def surfaces(folder: Path, runs: DataFrame, groups: list[str]) -> list[Path]:
+    """All figures of surfaces/*.csv of an experiment's folder; the files written."""
+    group_of = {} if not len(runs) else dict(zip(runs["run_id"], runs["group"], strict=True))
+    drawn = []
+    for kind in ("line", "path", "plane"):
+        files = sorted((folder / "surfaces").glob(f"*-{kind}.csv"))
+        tables = {path.name.removesuffix(f"-{kind}.csv"): read_table(path) for path in files}
+        place = folder / "plots"
+        if kind == "plane":
+            drawn += contours(tables, group_of, place / "surface_plane")
+            drawn += relief(tables, group_of, place / "surface_relief")
+        else:
+            drawn += curves(tables, group_of, groups, kind, place / f"surface_{kind}")
+    return drawn
 
 
 def curves(tables: Tables, group_of: Mapping[str, str], groups: list[str], kind: str, stem: Path) -> list[Path]:
@@ -58,7 +75,7 @@ def curves(tables: Tables, group_of: Mapping[str, str], groups: list[str], kind:
 def _band(ax: Axes, table: DataFrame, quantity: str, look: Look, dash: object) -> None:
     wide = table.pivot_table(index="x", columns="draw", values=quantity, aggfunc="mean")
     values = wide.to_numpy(dtype=np.float64)
-    ax.plot(wide.index, values.mean(1), color=look.color, ls=dash, lw=1.4)  # type: ignore[arg-type]
+    ax.plot(wide.index, values.mean(1), color=look.color, ls=dash, lw=1.4)
     if values.shape[1] > 1:
         ax.fill_between(wide.index, values.min(1), values.max(1), color=look.color, alpha=0.15, lw=0)
 
@@ -110,7 +127,7 @@ def _short(value: float, _: object = None) -> str:
     return plots.tick(float(f"{value:.2g}"))
 
 
-def _plane(table: DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def _plane(table: DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     own = table[(table["split"] == "train") & (table["draw"] == 0)]
     wide = own.pivot_table(index="y", columns="x", values="loss", dropna=False)
     return (

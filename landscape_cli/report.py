@@ -51,6 +51,21 @@ CAPTIONS = {  # plot's stem: title, what it shows; in the order of the page
         "the value before. All but logits leave the network's function as it is. Green: the metric claims to survive, "
         "and does to 1e-6; red: it claims, and does not.",
     ),
+    "surface_line": (
+        "The loss around minima",
+        "Loss and accuracy along random lines through a minimum of each group, each filter of the direction as long as "
+        "the minimum's own unless the config says otherwise (Li et al. 2018); x in parts of that length.",
+    ),
+    "surface_path": (
+        "From one minimum to another",
+        "Loss and accuracy on the straight line from the minimum at x = 0 to that at x = 1; statistics of BatchNorm "
+        "computed anew at every point unless the config says otherwise.",
+    ),
+    "surface_plane": (
+        "Planes through minima",
+        "Training loss on a random plane through a minimum (+) of each group, one scale of colours for all.",
+    ),
+    "surface_relief": ("The same planes from the side", "The logarithm of the training loss as height."),
     "lines": (
         "The same function, sharp and flat",
         "Loss along a random line through a minimum and through images of it that compute the same function. Left: in "

@@ -176,7 +176,7 @@ def test_yaml_and_python_in_documents_parse(page: str, tmp_path: Path) -> None:
 
 def test_every_key_of_a_config_is_documented() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text("utf-8")
-    sections = (schema.Experiment, schema.DatasetOptions, schema.Training, schema.Stop, schema.Audit)
+    sections = (schema.Experiment, schema.DatasetOptions, schema.Training, schema.Stop, schema.Audit, schema.Surface)
     keys = {key for section in sections for key in section.model_fields} - {"stop"}
     documented = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| ([^|]+) \|", text, re.M))))
     assert keys - documented == set()

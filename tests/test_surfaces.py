@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ import torch
 import torch.nn.functional as F
 from conftest import some_data
 from safetensors.torch import load_file
+from test_cli import Call, call
 from torch import nn
 
-from landscape_cli import network, store, surfacing
+from landscape_cli import network, pictures, store, surfacing
 from landscape_cli.config import Surface
 from landscape_cli.models import build_module
 from landscape_cli.objective import Objective, flatten
 from landscape_cli.surfaces import Place, direction, grid, random_directions
 from landscape_cli.training import stream
 
+__all__ = ["call"]  # a fixture
 NETS: list[tuple[dict[str, Any], tuple[int, ...]]] = [
     ({"name": "mlp", "hidden": [7]}, (6,)),
     ({"name": "mlp", "hidden": [7], "batchnorm": True}, (6,)),
@@ -163,3 +166,59 @@ def test_an_interrupted_surface_goes_on_to_the_same_bits(tiny: Any, monkeypatch:
     before = len(made)
     surfacing.run(tiny(), asked)
     assert len(made) == before
+
+
+def test_the_command(call: Call, tmp_path: Path) -> None:
+    code, out, err = call("surface", "tiny.yaml", "--points", "5", "--quiet", "--json")
+    told = json.loads(out)["surfaces"]
+    assert code == 0, err
+    assert len(told) == 2 and all(len(rows) == 3 * 5 * 2 for rows in told.values())
+    code, out, _ = call("surface", "tiny.yaml", "--kind", "path", "--points", "5", "--quiet")
+    (path,) = tmp_path.glob("results/*/surfaces/*-path.csv")
+    table = store.read_table(path)
+    assert code == 0 and str(path.relative_to(tmp_path)) in out and sorted(set(table["x"])) == [-0.5, 0, 0.5, 1, 1.5]
+    runs = store.read_table(path.parents[1] / "runs.csv").set_index("run_id")
+    a, b = runs.index[:2]
+    ends = table[table["split"] == "test"].set_index("x")["loss"]
+    assert path.name == f"{a}-path.csv"
+    assert ends[0.0] == pytest.approx(runs["test_loss"][a], rel=1e-5)
+    assert ends[1.0] == pytest.approx(runs["test_loss"][b], rel=1e-5)
+    lines = next(tmp_path.glob("results/*/surfaces/*-line.safetensors"))
+    code, out, _ = call("surface", "tiny.yaml", "--directions", str(lines), "--points", "3", "--runs", a, "--quiet")
+    again = store.read_table(lines.with_suffix(".csv"))
+    assert code == 0 and set(again["draw"]) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--kind", "path", "--runs", "a,b"), 2, "--runs: a, b: no run of tiny"),
+        (("--batchnorm", "interpolate"), 2, "--batchnorm interpolate: needs two minima: --kind path"),
+        (("--directions", "no.safetensors"), 5, "--directions: no.safetensors: no such file"),
+        (("--normalization", "filters"), 2, "surface.normalization"),
+        (("--points", "1"), 2, "surface.points"),
+        (("--runs", ","), 2, "--runs: ',' names nothing"),
+    ],
+)
+def test_bad_input(call: Call, words: tuple[str, ...], code: int, said: str) -> None:
+    got, out, err = call("surface", "tiny.yaml", *words, "--quiet")
+    assert (got, out) == (code, "") and said in err
+
+
+def test_figures(tmp_path: Path) -> None:
+    (tmp_path / "surfaces").mkdir()
+    (tmp_path / "plots").mkdir()
+    xy = grid([(-1.0, 1.0)] * 2, 5).tolist()
+    for run_id, lift in (("a", 0.1), ("b", 0.2)):
+        for kind, points in (("plane", xy), ("line", xy[:5]), ("path", xy[:5])):
+            rows = [(0, x, y, s, lift + x * x + y * y, 0.5, "ok") for x, y in points for s in ("train", "test")]
+            columns = dict(zip(surfacing.COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
+            columns["loss"][0] = None
+            table = store.lines_table(columns)
+            store.write(tmp_path / "surfaces" / f"{run_id}-{kind}.csv", store.table_bytes(table))
+    runs = store.lines_table({"run_id": ["a", "b"], "group": ["small", "large"]})
+    drawn = pictures.surfaces(tmp_path, runs, ["small", "large"])
+    assert {p.name for p in drawn if p.suffix == ".png"} == {
+        f"surface_{name}.png" for name in ("line", "path", "plane", "relief")
+    }
+    assert pictures.surfaces(tmp_path / "plots", runs, ["small"]) == []
