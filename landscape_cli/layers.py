@@ -175,7 +175,9 @@ def _batchnorm(layer: Any, own: Params, x: Tensor, how: Pass, name: str) -> Tens
         scale, shift = (own[n].flatten() if n in own else None for n in ("weight", "bias"))
         together = _join(x)
         parts = together.tensor_split(max(1, len(together) // (how.ghost or len(together))))
-        normal = [F.batch_norm(part, None, None, scale, shift, training=True, eps=layer.eps) for part in parts]
+        normal = [  # not F.batch_norm, which refuses a single sample
+            torch.batch_norm(part, scale, shift, None, None, True, 0.0, layer.eps, True) for part in parts
+        ]
         return _split(torch.cat(normal) if len(normal) > 1 else normal[0], len(x))
     over = [1, *range(3, x.dim())]
     as_channels = (slice(None), None, slice(None), *[None] * (x.dim() - 3))

@@ -317,3 +317,21 @@ def test_dropout_depends_on_seed_and_step_alone(monkeypatch: pytest.MonkeyPatch)
 )
 def test_stack_size(parameters: int, batch: int, positions: int, size: int) -> None:
     assert training.stack_size(parameters, batch, positions) == size
+
+
+def test_a_last_batch_of_one_sample_is_normalized_to_its_shift() -> None:
+    """31 samples in batches of 10: the last has no spread, which PyTorch's own layer refuses in training mode."""
+    data, s = some_data(31), settings_of(batch_size=10, stop={"max_epochs": 1})
+    model = {"name": "mlp", "hidden": [5], "batchnorm": True}
+    (outcome,) = run(model, data, [s], [3]).values()
+    module = build_module(model, data.input_shape, data.num_classes, 3).double()
+    W, b, gamma, beta, V, c = module.parameters()
+    order = torch.randperm(31, generator=training.stream(3, "shuffle", 0))
+    for index in order.split(10):
+        h = data.x_train[index] @ W.T + b
+        h = (h - h.mean(0)) / (h.var(0, unbiased=False) + 1e-5).sqrt() * gamma + beta
+        loss = F.cross_entropy(h.relu() @ V.T + c, data.y_train[index])
+        for p, g in zip(module.parameters(), torch.autograd.grad(loss, list(module.parameters())), strict=True):
+            p.data -= s["lr"] * g
+    for name, p in module.named_parameters():
+        torch.testing.assert_close(outcome.params[name][0], p.detach(), rtol=1e-9, atol=1e-12)
