@@ -32,11 +32,7 @@ ONLY_WITH = {  # setting -> the setting without which it would do nothing, and t
 }
 SNAPSHOTS = "add the epochs to keep, snapshots: [0, 1, 2, 5, 10]"
 YOUNG = ("rho", "adaptive")  # came after the first results were made: runs that do without keep their ids
-YOUNGER = (
-    "ghost_batch",
-    "flip",
-    "crop",
-)  # likewise, of any optimizer: training takes the default for what is not there
+YOUNGER = ("ghost_batch", "flip", "crop")  # likewise, of any optimizer; training does without what is not there
 
 
 def canonical(obj: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -37,9 +37,6 @@ from landscape_cli.options import (
     show_plan,
     with_snapshots,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.callback(invoke_without_command=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from landscape_cli import reparametrize as rp
+from landscape_cli import surfaces
 from landscape_cli.network import Params
 from landscape_cli.objective import flatten
 from landscape_cli.point import Point
@@ -28,20 +29,13 @@ def direction(like: Params, filters: bool, seed: int) -> Params:
         seed: of the draw.
     Source: Li et al. 2018, section 4.
     """
-    rng, found = torch.Generator().manual_seed(seed), {}
-    for name, t in like.items():
-        d = torch.randn(t.shape, generator=rng, dtype=torch.float64).to(t)
-        if filters and t.dim() > 2:
-            axes = list(range(2, t.dim()))
-            own, due = (torch.linalg.vector_norm(v, dim=axes, keepdim=True) for v in (d, t))
-            d = d * (due / own)
-        found[name] = d if t.dim() > 2 else torch.zeros_like(t)
+    rng = torch.Generator().manual_seed(seed)
+    d = surfaces.direction(like, "filter" if filters else "none", "biasbn", rng)
+    d = {name: part.to(like[name]) for name, part in d.items()}
     if filters:
-        return found
-    length, due = (
-        torch.cat([v.flatten() for n, v in side.items() if like[n].dim() > 2]).norm() for side in (found, like)
-    )
-    return {name: d * (due / length) for name, d in found.items()}
+        return d
+    length, due = (torch.cat([v.flatten() for n, v in side.items() if like[n].dim() > 2]).norm() for side in (d, like))
+    return {name: part * (due / length) for name, part in d.items()}
 
 
 def along(point: Point, d: Params) -> Tensor:

@@ -49,7 +49,7 @@ CAPTIONS = {  # plot's stem: title, what it shows; in the order of the page
         "What a change of parameters that changes nothing does to each metric",
         "Metrics down, those that move furthest first; transforms across; in each cell the value after it, in parts of "
         "the value before. All but logits leave the network's function as it is. Green: the metric claims to survive, "
-        "and does to 1e-6; red: it claims, and does not.",
+        "and does within the tolerance of its row; red: it claims, and does not.",
     ),
     "surface_line": (
         "The loss around minima",

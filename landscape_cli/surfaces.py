@@ -7,15 +7,16 @@ network convolves, one point after the other, BatchNorm folded into the convolut
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from landscape_cli.folding import without_norms
-from landscape_cli.layers import Pass, Tap
-from landscape_cli.network import Params, collect_statistics
+from landscape_cli.folding import Fold, without_norms
+from landscape_cli.network import Network, Params
 from landscape_cli.objective import Objective, flatten
+from landscape_cli.population import collect_statistics, widest
 from landscape_cli.training import stream
 
 Normalization = Literal["filter", "layer", "weight", "none"]
@@ -107,13 +108,14 @@ class Place:
         positions = train.x[0, 0].numel() if self._convolves else 1
         return int(self.theta.shape[1]) * sum(side.n for side in self.sides.values()) * max(1, positions // 8)
 
-    @property
+    @cached_property
     def _convolves(self) -> bool:
         module = self.sides["train"].network.module
         return any(isinstance(layer, nn.modules.conv._ConvNd) for layer in module.modules())
 
     def points(self, xy: Tensor) -> Tensor:
         """theta + x X + y Y (P, p) in the network's type of parameters, for xy (P, 2)."""
+        xy = xy.to(self.theta.device)
         moved = self.theta + xy[:, :1] * self.X + (0.0 if self.Y is None else xy[:, 1:] * self.Y)
         like = next(iter(self.sides["train"].like.values()))
         return moved.to(like)
@@ -138,28 +140,27 @@ class Place:
         return torch.cat([self._scores(theta[k], {n: b[k] for n, b in buffers.items()}) for k in rows])
 
     def _scores(self, theta: Tensor, buffers: Params) -> Tensor:
-        train = self.sides["train"]
-        network, fold = without_norms(train, self.theta.to(theta)) if self._convolves else (train.network, None)
-        params = train.unflatten(theta)
-        light = fold(params, buffers) if fold else params
-        size = self._chunk(len(theta))
+        network, fold = self._light
+        light = fold(self.sides["train"].unflatten(theta), buffers)
+        size = max(16, CACHE // (len(theta) * self._widest))
         found = []
         for side in self.sides.values():
             own = replace(side, network=network, like=light, buffers=buffers)
             found.append(torch.stack(own.scores(flatten(light), size), 1))
         return torch.stack(found, 1).cpu()
 
-    def _chunk(self, points: int) -> int:
-        """Samples at a time, so that the widest activation stays in the cache."""
+    @cached_property
+    def _light(self) -> tuple[Network, Fold]:
+        """The network to evaluate, and what makes its parameters of (params, buffers); folded if it convolves."""
         train = self.sides["train"]
-        return max(16, CACHE // (points * widest(train.alone(0), self.theta.to(next(iter(train.like.values()))))))
+        if not self._convolves:
+            return train.network, lambda params, buffers: params
+        return without_norms(train, flatten(train.like))
 
-
-def widest(of: Objective, theta: Tensor) -> int:
-    """Bytes of the largest activation of one sample of one run, its input included."""
-    taps: list[Tap] = []
-    if of.network.kind != "stacked":
-        return of.x[0].numel() * 32
-    with torch.no_grad():
-        of.network(of.unflatten(theta), of.buffers, of.x[:1], Pass(taps=taps))
-    return max(t.numel() * t.element_size() for tap in taps for t in (tap.x, tap.out))
+    @cached_property
+    def _widest(self) -> int:
+        """Bytes of the largest activation of a sample."""
+        train = self.sides["train"]
+        if train.network.kind != "stacked":
+            return 32 * train.x[0].numel()  # a guess
+        return widest(train.network, train.like, train.buffers, train.x[:1])

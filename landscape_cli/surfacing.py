@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 VERSION = 1  # of the values
+LOST = (None, None)
 COLUMNS = ("draw", "x", "y", "split", "loss", "accuracy", "status")
 
 
@@ -49,6 +50,9 @@ def run_checkpoints(
     """`landscape surface CHECKPOINT...`: the same of networks trained elsewhere, in `results/<name>-checkpoints`."""
     if asked.kind == "path" and len(paths) != 2:
         raise Fault("--kind path: goes from one checkpoint to another: name two")
+    if asked.runs:
+        raise Fault("--runs: a checkpoint has none")
+    _check(asked)
     session, loaded = experiment.adopting(base, paths, results, device, watch)
     with experiment.writing(session):
         records = experiment.adopt(session, loaded)
@@ -79,9 +83,23 @@ def _chosen(session: Session, asked: Surface) -> list[str]:
     chosen = list(dict.fromkeys(asked.runs)) or (first[:2] if asked.kind == "path" else first)
     if asked.kind == "path" and len(chosen) != 2:
         raise Fault(f"--kind path: goes from one minimum to another, not to {len(chosen)}: --runs A,B")
+    _check(asked)
+    return chosen
+
+
+def _check(asked: Surface) -> None:
+    """What one setting asks of another, before any work.
+
+    Raises: Fault, exit code 5 if a file is missing.
+    """
     if asked.batchnorm == "interpolate" and asked.kind != "path":
         raise Fault("--batchnorm interpolate: needs two minima: --kind path")
-    return chosen
+    if asked.directions and asked.kind == "path":
+        raise Fault("--directions: a path has a direction of its own, from one minimum to the other")
+    if asked.directions and asked.draws:
+        raise Fault("--draws: --directions tells how many there are")
+    if asked.directions and not Path(asked.directions).is_file():
+        raise Fault(f"--directions: {asked.directions}: no such file", code=5)
 
 
 def _surface(
@@ -104,6 +122,7 @@ def _surface(
     facts |= {"dataset": settings["dataset"], "values": vectors.digest(tensors)}
     key, table = config.digest(facts, 16), folder / f"{name}.csv"
     if table.is_file() and vectors.facts(table.with_suffix(".safetensors")).get("key") == key:
+        _clear(folder / f"{name}.parts")
         return store.read_table(table)
     low = -(asked.range or (0.5 if other else 1.0))
     xy = grid([(low, (1.0 if other else 0.0) - low)] * (2 if asked.kind == "plane" else 1), asked.points)
@@ -117,21 +136,25 @@ def _surface(
         place = Place(sides, theta, X, Y, batchnorm, None if end is None else end.train.buffers)
         values.append(_values(session, place, xy, _made(folder / f"{name}.parts"), f"{key}-{draw}", name))
     rows = [
-        (draw, *point, split, *scores, "ok" if isfinite(scores[0]) else "undefined")
+        (draw, *point, split, *(scores if isfinite(scores[0]) else LOST), "ok" if isfinite(scores[0]) else "undefined")
         for draw, own in enumerate(values)
         for point, both in zip(xy.tolist(), own.tolist(), strict=True)
         for split, scores in zip(sides, both, strict=True)
     ]
-    columns = {c: [None if v != v else v for v in col] for c, col in zip(COLUMNS, zip(*rows, strict=True), strict=True)}
-    frame = store.lines_table(columns)
+    frame = store.lines_table(dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True)))
     told = facts | {"key": key, "run_id": record["run_id"], "batchnorm": batchnorm}
     told |= {"to": other["run_id"] if other else ""}
-    store.write(table.with_suffix(".safetensors"), vectors.to_bytes(tensors, told))
     store.write(table, store.table_bytes(frame))
-    for part in (folder / f"{name}.parts").iterdir():
-        part.unlink()
-    (folder / f"{name}.parts").rmdir()
+    store.write(table.with_suffix(".safetensors"), vectors.to_bytes(tensors, told))  # last: it vouches for the table
+    _clear(folder / f"{name}.parts")
     return store.read_table(table)
+
+
+def _clear(parts: Path) -> None:
+    if parts.is_dir():
+        for part in parts.iterdir():
+            part.unlink()
+        parts.rmdir()
 
 
 def _values(session: Session, place: Place, xy: Tensor, parts: Path, key: str, name: str) -> Tensor:

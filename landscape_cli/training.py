@@ -20,9 +20,10 @@ from torch import Tensor
 from landscape_cli import augment
 from landscape_cli.datasets import Data
 from landscape_cli.errors import Fault
-from landscape_cli.network import Network, Params, Pass, collect_statistics
+from landscape_cli.network import Network, Params, Pass
 from landscape_cli.objective import MEMORY, Objective, flatten
 from landscape_cli.optimizers import HISTORY, Settings, State, ascended, begin, update
+from landscape_cli.population import collect_statistics
 
 PER_RUN = ("lr", "weight_decay", "momentum", "rho")  # settings that may differ inside a stack
 BLOCK = 2**26  # bytes of inputs gathered at once
@@ -154,7 +155,7 @@ def _check(network: Network, common: Settings, data: Data) -> None:
     """
     if common.get("ghost_batch") and network.normalizes and network.kind != "stacked":
         raise Fault(f"training.ghost_batch: this network is not run layer by layer: {network.reason}")
-    if (bool(common.get("flip")) or common.get("crop", 0)) and data.x_train.dim() != 4:
+    if (common.get("flip") or common.get("crop")) and data.x_train.dim() != 4:
         raise Fault(f"training.flip, training.crop: samples of shape {data.input_shape} are no images")
 
 
@@ -167,7 +168,7 @@ def _advance(
     epoch, first = divmod(state.step, per_epoch)
     limit = min(per_epoch, first + (common["stop"]["max_steps"] or math.inf) - state.step)
     crop, windows = common.get("crop", 0), None
-    if bool(common.get("flip")) or crop:
+    if common.get("flip") or crop:
         draws = [stream(seeds[row], "augment", epoch) for row in state.active]
         windows = augment.windows(draws, n, bool(common.get("flip")), crop).to(data.x_train.device)
     orders = [torch.randperm(n, generator=stream(seeds[row], "shuffle", epoch)) for row in state.active]

@@ -57,13 +57,11 @@ def read(path: Path, shapes: dict[str, tuple[int, ...]], axes: int) -> list[dict
         path: of the file.
         shapes: parameter -> its shape.
         axes: 1 or 2.
-    Raises: Fault, exit code 5 if there is no such file, 2 if it holds other directions.
+    Raises: Fault if it is not readable, or holds other directions.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise Fault(f"--directions: {path}: no such file", code=5)
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

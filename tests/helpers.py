@@ -75,6 +75,16 @@ def _bias_free() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6, bias=False), norm, nn.ReLU(), nn.Linear(6, 3, bias=False))
 
 
+def _groupnorm() -> nn.Module:
+    layers = [
+        nn.Conv2d(2, 4, 3, padding=1, bias=False),
+        nn.GroupNorm(2, 4),
+        nn.ReLU(),
+        nn.ZeroPad3d((0, 0, 0, 0, 1, 2)),
+    ]
+    return nn.Sequential(*layers, nn.MaxPool2d(1, 2), nn.Flatten(), nn.Linear(28, 3))
+
+
 def _conv1d() -> nn.Module:
     return nn.Sequential(
         nn.Unflatten(1, (1, 10)),
@@ -103,6 +113,7 @@ CASES: dict[str, Case] = {
     "batchnorm": Case(lambda: _dense(lambda: nn.BatchNorm1d(6), nn.ReLU), (4,), "stacked", True),
     "bias-free": Case(_bias_free, (4,), "stacked", True),
     "residual": Case(Residual, (2, 4, 4), "stacked", True),
+    "groupnorm": Case(_groupnorm, (2, 4, 4), "stacked", False),
     "conv1d": Case(_conv1d, (10,), "stacked", True),
     "layernorm": Case(lambda: _dense(lambda: nn.LayerNorm(6), nn.Tanh), (4,), "vmap", False),
     "prelu": Case(lambda: _dense(lambda: nn.BatchNorm1d(6), nn.PReLU), (4,), "vmap", False),

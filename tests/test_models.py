@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from conftest import begin, settings_of, some_data
 from torch import nn
 
-from landscape_cli import network, training
+from landscape_cli import network, population, training
 from landscape_cli.errors import Fault
 from landscape_cli.models import build_module
 from landscape_cli.network import Pass
@@ -190,9 +190,9 @@ def test_statistics_in_pieces_are_those_of_the_whole_set(monkeypatch: pytest.Mon
     net = network.build(modules[0], (1, 8, 8), torch.float64)
     params, buffers = network.stack(modules)
     x = some_data(40, (1, 8, 8)).x_train
-    due = network.collect_statistics(net, params, buffers, x)
-    monkeypatch.setattr(network, "MEMORY", 30_000)
-    got = network.collect_statistics(net, params, buffers, x)
+    due = population.collect_statistics(net, params, buffers, x)
+    monkeypatch.setattr(population, "MEMORY", 30_000)
+    got = population.collect_statistics(net, params, buffers, x)
     assert got.keys() == due.keys()
     for name in due:
         torch.testing.assert_close(got[name], due[name], rtol=1e-9, atol=1e-12)

@@ -12,8 +12,9 @@ from helpers import CASES, K, N, data, modules, objective, oracle, plain_logits,
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from landscape_cli.network import Pass, build, collect_statistics, norm_layers, piecewise_linear, stack
+from landscape_cli.network import Pass, build, norm_layers, piecewise_linear, stack
 from landscape_cli.objective import Objective, flatten
+from landscape_cli.population import collect_statistics
 from landscape_cli.samples import sample_gram
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}

@@ -18,6 +18,7 @@ from landscape_cli import network, pictures, store, surfacing
 from landscape_cli.config import Surface
 from landscape_cli.models import build_module
 from landscape_cli.objective import Objective, flatten
+from landscape_cli.population import collect_statistics
 from landscape_cli.surfaces import Place, direction, grid, random_directions
 from landscape_cli.training import stream
 
@@ -118,7 +119,7 @@ def test_batchnorm_off_the_minimum(rule: Any) -> None:
     theta = at.theta + x * at.X
     train = at.sides["train"]
     if rule == "recompute":
-        own = network.collect_statistics(train.network, train.unflatten(theta), train.buffers, train.x)
+        own = collect_statistics(train.network, train.unflatten(theta), train.buffers, train.x)
     else:
         share = x if rule == "interpolate" else 0.0
         own = {n: (1 - share) * b + share * other[n] if b.is_floating_point() else b for n, b in train.buffers.items()}
@@ -168,6 +169,49 @@ def test_an_interrupted_surface_goes_on_to_the_same_bits(tiny: Any, monkeypatch:
     assert len(made) == before
 
 
+def test_a_point_without_a_value_is_empty_with_its_status(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surfacing.experiment, "draw", lambda *a: None)
+    session = tiny()
+    tables = surfacing.run(session, Surface(points=3, range=1e30, normalization="none", draws=1))
+    for table in tables.values():
+        lost = table[table["x"].abs() > 0]
+        assert set(lost["status"]) == {"undefined"} and lost["loss"].isna().all() and lost["accuracy"].isna().all()
+        assert set(table[table["x"] == 0]["status"]) == {"ok"}
+
+
+def test_a_table_of_other_settings_is_not_taken_for_this_one(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between its two files: the directions are new, the table is old."""
+    monkeypatch.setattr(surfacing.experiment, "draw", lambda *a: None)
+    session, few, more = tiny(), Surface(points=3), Surface(points=5)
+    assert {len(t) for t in surfacing.run(session, few).values()} == {3 * 3 * 2}
+    keep = store.write
+
+    def stops(path: Path, data: bytes) -> bool:
+        if path.suffix in (".csv", ".safetensors") and path.parent.name == "surfaces" and stopped:
+            raise KeyboardInterrupt
+        if path.parent.name == "surfaces":
+            stopped.append(path)
+        return keep(path, data)
+
+    stopped: list[Path] = []
+    monkeypatch.setattr(store, "write", stops)
+    with pytest.raises(KeyboardInterrupt):
+        surfacing.run(session, more)
+    monkeypatch.setattr(store, "write", keep)
+    assert {len(t) for t in surfacing.run(session, more).values()} == {3 * 5 * 2}
+
+
+def test_a_checkpoint(call: Call, tmp_path: Path) -> None:
+    assert call("train", "tiny.yaml", "--quiet")[0] == 0
+    path = next(tmp_path.glob("results/*/minima/*.safetensors"))
+    words = ("surface", str(path), "--config", "tiny.yaml", "--points", "3", "--quiet")
+    code, out, err = call(*words)
+    (table,) = tmp_path.glob("results/tiny-checkpoints/surfaces/*-line.csv")
+    assert code == 0 and str(table.relative_to(tmp_path)) in out, err
+    assert call(*words, "--runs", "a")[0] == 2
+    assert call(*words, "--kind", "path")[0] == 2
+
+
 def test_the_command(call: Call, tmp_path: Path) -> None:
     code, out, err = call("surface", "tiny.yaml", "--points", "5", "--quiet", "--json")
     told = json.loads(out)["surfaces"]
@@ -196,13 +240,16 @@ def test_the_command(call: Call, tmp_path: Path) -> None:
         (("--batchnorm", "interpolate"), 2, "--batchnorm interpolate: needs two minima: --kind path"),
         (("--directions", "no.safetensors"), 5, "--directions: no.safetensors: no such file"),
         (("--normalization", "filters"), 2, "surface.normalization"),
+        (("--kind", "path", "--directions", "x"), 2, "--directions: a path has a direction of its own"),
+        (("--draws", "2", "--directions", "x"), 2, "--draws: --directions tells how many there are"),
         (("--points", "1"), 2, "surface.points"),
         (("--runs", ","), 2, "--runs: ',' names nothing"),
     ],
 )
-def test_bad_input(call: Call, words: tuple[str, ...], code: int, said: str) -> None:
+def test_bad_input(call: Call, tmp_path: Path, words: tuple[str, ...], code: int, said: str) -> None:
     got, out, err = call("surface", "tiny.yaml", *words, "--quiet")
     assert (got, out) == (code, "") and said in err
+    assert not (tmp_path / "results").exists()
 
 
 def test_figures(tmp_path: Path) -> None:

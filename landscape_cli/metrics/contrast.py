@@ -39,8 +39,6 @@ GRAM = "inner products of all sample gradients, shared for blocks=none"
 LANCZOS = "10 to 40 Hessian products a minibatch and block"
 CLIMB = "10 to 200 gradients a minibatch and block"
 PRODUCTS = "32 Hessian products of every sample, a layer; for piecewise linear nets as contrast_fisher in blocks"
-
-
 Functional = Callable[[Block, Tensor], tuple[Tensor, Tensor]]
 
 
