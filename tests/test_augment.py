@@ -50,6 +50,10 @@ def test_what_a_sample_gets_does_not_depend_on_the_batch_size(monkeypatch: pytes
         both = torch.cat([r[0] for r in rows]).flatten(1).split(12)
         assert len(both) == 2
         seen[batch] = [{tuple(x.tolist()) for x in epoch} for epoch in both]
+    for epoch in range(2):  # each sample is moved by its own draw, wherever the shuffle puts it
+        window = augment.windows([training.stream(5, "augment", epoch)], 12, True, 1)
+        due = augment.augmented(data.x_train[None], window, 1)[0].flatten(1)
+        assert seen[3][epoch] == {tuple(x.tolist()) for x in due}
     assert seen[3] == seen[12] == seen["full"] and seen[3][0] != seen[3][1]
 
 
