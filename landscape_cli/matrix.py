@@ -40,6 +40,8 @@ def show(table: DataFrame, said: list[str], unclaimed: list[str]) -> None:
     claims = plain[plain["claim"] != ""]
     held, broken = (int((claims["verdict"] == v).sum()) for v in ("holds", "broken"))
     console.say(f"\n{held} claims hold, {broken} are broken. Cells: value after the transform / before.")
+    for row in claims[claims["verdict"].isin(("not checked", "unresolved"))].to_dict("records"):
+        console.say(f"{row['verdict']}: {_name(row)} claims {row['claim']}: {row['transform']}")
     for row in table[table["verdict"] == "broken"].to_dict("records"):
         console.warn(
             f"{_name(row)} claims {row['claim']}: {row['transform']} changes it to {row['ratio']:.9g} of itself"

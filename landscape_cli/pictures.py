@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from pandas import DataFrame
 
-from landscape_cli import plots
+from landscape_cli import plots, vectors
 from landscape_cli.plots import DASHED, Look
 from landscape_cli.tables import read_table
 
@@ -32,18 +32,24 @@ def surfaces(folder: Path, runs: DataFrame, groups: list[str]) -> list[Path]:
             drawn += contours(tables, group_of, place / "surface_plane")
             drawn += relief(tables, group_of, place / "surface_relief")
         else:
-            drawn += curves(tables, group_of, groups, kind, place / f"surface_{kind}")
+            ends = {
+                run_id: str(vectors.facts(path.with_suffix(".safetensors")).get("to", ""))
+                for run_id, path in zip(tables, files, strict=True)
+            }
+            drawn += curves(tables, group_of, groups, ends if kind == "path" else {}, place / f"surface_{kind}")
     return drawn
 
 
-def curves(tables: Tables, group_of: Mapping[str, str], groups: list[str], kind: str, stem: Path) -> list[Path]:
+def curves(
+    tables: Tables, group_of: Mapping[str, str], groups: list[str], ends: Mapping[str, str], stem: Path
+) -> list[Path]:
     """Loss and accuracy along lines through minima, or from one minimum to another.
 
     Args:
         tables: surfaces/<run_id>-line.csv or -path.csv.
         group_of: run id -> group.
         groups: their names.
-        kind: line or path.
+        ends: of paths, the run whose minimum is at x = 1; empty for lines.
         stem: path without suffix.
     Returns: the files written, none if there is no such surface.
     """
@@ -59,17 +65,24 @@ def curves(tables: Tables, group_of: Mapping[str, str], groups: list[str], kind:
                 for split, dash in (("train", "-"), ("test", DASHED)):
                     _band(ax, table[table["split"] == split], quantity, look, dash)
         for ax, title in zip(axes, ("loss (nats)", "accuracy (share)"), strict=True):
-            ax.set(title=title, xlabel="x, steps along the direction" if kind == "line" else "x, 0 and 1 are minima")
+            ax.set(title=title, xlabel=_from_to(ends, group_of) if ends else "x, steps along the direction")
         lowest = min(float(t["loss"].min()) for t in tables.values())
         if lowest > 0:
             axes[0].set_yscale("log")
         axes[1].set_ylim(-0.02, 1.02)
-        if kind == "line":
+        if not ends:
             plots.legend(figure, style, lines=True)
         draws = max(int(t["draw"].max()) + 1 for t in tables.values())
         band = f"; mean and range over {draws} directions" if draws > 1 else ""
         plots.note(figure, f"solid: training set, dashed: test set{band}")
         return plots.save(figure, stem)
+
+
+def _from_to(ends: Mapping[str, str], group_of: Mapping[str, str]) -> str:
+    """What the ends of a path are: groups where those say it, else runs."""
+    pairs = [(group_of.get(a, a), group_of.get(b, b)) for a, b in ends.items()]
+    pairs = [pair if pair[0] != pair[1] else run for pair, run in zip(pairs, ends.items(), strict=True)]
+    return "x, " + "; ".join(f"0: {a}, 1: {b}" for a, b in pairs)
 
 
 def _band(ax: Axes, table: DataFrame, quantity: str, look: Look, dash: object) -> None:

@@ -22,7 +22,7 @@ from test_every_metric import METRICS, SLOW, settings_of
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from landscape_cli import audit, lines, network, registry, samples, tables, verdicts
+from landscape_cli import audit, lines, matrix, network, registry, samples, tables, verdicts
 from landscape_cli import reparametrize as rp
 from landscape_cli.channels import channel_groups
 from landscape_cli.errors import Fault
@@ -269,6 +269,12 @@ def test_a_metric_that_fails_or_has_no_value_in_other_coordinates_is_told(toy: C
     assert (found["smooth_sinh"], found["smooth_cubic"], found["permute"]) == ("not checked", "not checked", "holds")
     rows, _ = audit.audit(*minimum("mlp"), [(toy(raises, "filter"), {})])
     assert {row["verdict"] for row in rows} == {"failed"} and "one at a time" in rows[0]["message"]
+
+
+def test_what_could_not_be_checked_is_told(capsys: pytest.CaptureFixture[str], toy: Callable[..., str]) -> None:
+    evades = toy(lambda at: exact(at.theta.norm(dim=1) * (nan if at.train.network.kind == "charted" else 1)), "smooth")
+    matrix.show(audited("mlp", [(evades, {})]), [], [])
+    assert f"not checked: {evades} claims smooth: smooth_sinh" in capsys.readouterr().out
 
 
 def test_a_claim_that_there_is_not_is_refused() -> None:

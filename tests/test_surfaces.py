@@ -269,3 +269,6 @@ def test_figures(tmp_path: Path) -> None:
         f"surface_{name}.png" for name in ("line", "path", "plane", "relief")
     }
     assert pictures.surfaces(tmp_path / "plots", runs, ["small"]) == []
+    group_of = {"a": "small", "b": "large", "c": "small"}
+    assert pictures._from_to({"a": "b"}, group_of) == "x, 0: small, 1: large"
+    assert pictures._from_to({"a": "c"}, group_of) == "x, 0: a, 1: c"
