@@ -191,9 +191,9 @@ def known_keys(data: dict[str, Any]) -> Known:
 
 
 def leaves(known: Known) -> list[str]:
-    """The dotted keys that a grid can sweep."""
+    """The dotted keys that a grid can sweep; a model also as a whole."""
     keys = [".".join((*s, k)) for s in known if s and s[0] in MEASURED for k in known[s] if (*s, k) not in known]
-    return [k for k in keys if k not in ("dataset.name", "model.name")] + ["precision"]
+    return [k for k in keys if k not in ("dataset.name", "model.name")] + ["model", "precision"]
 
 
 def takes_list(annotation: Any) -> bool:
@@ -217,7 +217,7 @@ def schema() -> dict[str, Any]:
     names = sorted(REGISTRY["metric"])
     one = [{"enum": names}, *(_metric_schema(name, shared) for name in names)]
     properties["metrics"] = {"anyOf": [{"enum": ["default", "all"]}, {"type": "array", "items": {"anyOf": one}}]}
-    properties["grid"] |= {"propertyNames": {"pattern": r"^((dataset|model|training)\..+|precision)$"}}
+    properties["grid"] |= {"propertyNames": {"pattern": r"^((dataset|model|training)\..+|model|precision)$"}}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **root, "title": "landscape experiment"}
 
 
