@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -333,7 +333,9 @@ def surface(
     from landscape_cli.config import Surface
 
     asked = experiment.surface or Surface()
-    more = {"runs": listed("--runs", run)} if run is not None else {}
+    more: dict[str, Any] = {"runs": listed("--runs", run)} if run is not None else {}
+    if kind and draws is None and asked.kind in ("path", "trajectory", "eigen"):
+        more["draws"] = None  # the config's are for its own kind
     asked = asked.model_copy(update=more | ({"directions": directions} if directions else {}))
     if checkpoints:
         with console.Progress(quiet) as watch:
