@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,27 +28,30 @@ def surfaces(folder: Path, runs: DataFrame, groups: list[str]) -> list[Path]:
     group_of = {} if not len(runs) else dict(zip(runs["run_id"], runs["group"], strict=True))
     drawn = []
     place, maps = folder / "plots", dict[str, DataFrame]()
+    order = list(group_of)
     for kind in ("line", "path", "plane", "trajectory", "eigen"):
-        tables = _read(folder, kind)
+        tables = _read(folder, kind, order)
         facts = {r: vectors.facts(folder / "surfaces" / f"{r}-{kind}.safetensors") for r in tables}
         if kind in ("line", "path"):
             ends = {run_id: str(known.get("to", "")) for run_id, known in facts.items()}
             drawn += curves(tables, group_of, groups, ends if kind == "path" else {}, place / f"surface_{kind}")
             continue
         labels = {run_id: _axes(known) for run_id, known in facts.items()}
-        ways = _read(folder, f"{kind}-snapshots")
+        ways = _read(folder, f"{kind}-snapshots", order)
         drawn += contours(tables, group_of, place / f"surface_{kind}", labels, ways)
-        maps |= {f"{r} {kind}": t for r, t in _read(folder, f"{kind}-curvature").items()}
+        maps |= {f"{r} {kind}": t for r, t in _read(folder, f"{kind}-curvature", order).items()}
         if kind == "plane":
             drawn += relief(tables, group_of, place / "surface_relief")
             drawn += interactive(tables, group_of, place / "surface_relief.html")
     return drawn + curvature_maps(maps, group_of, place / "surface_curvature")
 
 
-def _read(folder: Path, what: str) -> dict[str, DataFrame]:
-    """Run id -> surfaces/<run_id>-<what>.csv."""
+def _read(folder: Path, what: str, order: list[str]) -> dict[str, DataFrame]:
+    """Run id -> surfaces/<run_id>-<what>.csv, in the order of runs.csv, others after them."""
     files = sorted((folder / "surfaces").glob(f"*-{what}.csv"))
-    return {path.name.removesuffix(f"-{what}.csv"): read_table(path) for path in files}
+    found = {path.name.removesuffix(f"-{what}.csv"): path for path in files}
+    known = [run_id for run_id in order if run_id in found]
+    return {run_id: read_table(found[run_id]) for run_id in dict.fromkeys([*known, *found])}
 
 
 def _axes(facts: Mapping[str, Any]) -> tuple[str, str]:
@@ -137,7 +140,7 @@ def contours(
     every = np.concatenate(finite)
     levels = np.geomspace(every.min(), every.max() * 1.0001, LEVELS)
     with plots.styled():
-        figure, axes = plots.panels(len(planes), 3.3, min(3, max(2, len(planes))))
+        figure, axes = plots.panels(len(planes), 3.3, _per_row(planes))
         for ax, (run_id, (x, y, z)) in zip(axes, planes.items(), strict=True):
             z = np.ma.masked_invalid(z)
             image = ax.contourf(x, y, z, levels=levels, norm=LogNorm(), cmap="viridis")
@@ -178,7 +181,7 @@ def curvature_maps(tables: Tables, group_of: Mapping[str, str], stem: Path) -> l
     if not any(np.isfinite(z).any() for _, _, z in planes.values()):
         return []
     with plots.styled():
-        figure, axes = plots.panels(len(planes), 3.3, min(3, max(2, len(planes))))
+        figure, axes = plots.panels(len(planes), 3.3, _per_row(planes))
         for ax, (key, (x, y, z)) in zip(axes, planes.items(), strict=True):
             image = ax.pcolormesh(x, y, np.ma.masked_invalid(z), vmin=0, vmax=1, cmap="viridis", shading="nearest")
             ax.plot(0, 0, marker="+", color="white", ms=7)
@@ -205,7 +208,7 @@ def relief(tables: Tables, group_of: Mapping[str, str], stem: Path) -> list[Path
         return []
     low, high = (f([f(h[np.isfinite(h)]) for h in heights.values()]) for f in (np.min, np.max))
     with plots.styled():
-        per_row = min(3, len(planes))
+        per_row = min(len(planes), _per_row(planes))
         figure = Figure(figsize=(plots.WIDTH, 3.4 * -(-len(planes) // per_row)), layout="constrained")
         for i, (run_id, (x, y, _)) in enumerate(planes.items()):
             ax = figure.add_subplot(-(-len(planes) // per_row), per_row, i + 1, projection="3d")
@@ -215,6 +218,10 @@ def relief(tables: Tables, group_of: Mapping[str, str], stem: Path) -> list[Path
             ax.locator_params(nbins=5)
             ax.set_title(group_of.get(run_id, run_id), fontsize=9)
         return plots.save(figure, stem)
+
+
+def _per_row(planes: Sized) -> int:
+    return 2 if len(planes) in (1, 2, 4) else 3
 
 
 def interactive(tables: Tables, group_of: Mapping[str, str], path: Path) -> list[Path]:

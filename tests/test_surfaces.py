@@ -287,6 +287,7 @@ def test_figures(tmp_path: Path) -> None:
     ratio = pictures._ratio(store.read_table(tmp_path / "surfaces" / "a-plane-curvature.csv"))
     assert sorted(set(ratio)) == [0.0, 0.25, 0.5]
     assert pictures.surfaces(tmp_path / "plots", runs, ["small"]) == []
+    assert list(pictures._read(tmp_path, "plane", ["b", "c"])) == ["b", "a"]
     group_of = {"a": "small", "b": "large", "c": "small"}
     assert pictures._from_to({"a": "b"}, group_of) == "x, 0: small, 1: large"
     assert pictures._from_to({"a": "c"}, group_of) == "x, 0: a, 1: c"
