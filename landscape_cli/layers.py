@@ -285,6 +285,7 @@ LAYERS: dict[type[nn.Module], Layer] = {
     nn.Flatten: _flatten,
     nn.Unflatten: _unflatten,
 }
+FRESH = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)  # never hand on what they are given
 RELUS = (nn.ReLU, F.relu, torch.relu, "relu", "relu_")
 SMOOTH_FUNCTIONS = (torch.tanh, torch.sigmoid, F.gelu, F.silu, F.elu, F.softplus, F.tanh, F.sigmoid)
 PRODUCTS = (operator.mul, torch.mul)

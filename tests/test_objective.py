@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from landscape_cli import network
 from landscape_cli import objective as module
-from landscape_cli.objective import Objective, flatten, residuals, sample_losses
+from landscape_cli.objective import Objective, flatten, losses_and_hits, residuals, sample_losses
 
 f64 = torch.float64
 
@@ -97,6 +97,31 @@ def test_losses_are_cross_entropies_and_residuals_their_slopes(
     assert_close(residuals(logits.detach(), y), slope, rtol=1e-12, atol=1e-300)
     assert abs(float(residuals(logits.detach(), y).sum())) <= 1e-15
     assert_close(sample_losses(logits + shift, y), losses, rtol=1e-9, atol=1e-20)
+
+
+@pytest.mark.parametrize("classes_apart", [False, True])
+@pytest.mark.parametrize("ties", [False, True])
+def test_hits_are_those_of_argmax(classes_apart: bool, ties: bool) -> None:
+    rng = torch.Generator().manual_seed(0)
+    z, y = torch.randn(4, 500, 3, generator=rng, dtype=f64), torch.randint(3, (4, 500), generator=rng)
+    z = z.round() if ties else z  # small whole numbers: a third of the samples have two best classes
+    z = z.mT.contiguous().mT if classes_apart else z
+    before = z.clone()
+    losses, right = losses_and_hits(z, y)
+    assert torch.equal(losses, sample_losses(z, y)) and torch.equal(z, before)
+    rows = zip(z.flatten(0, 1).tolist(), y.flatten().tolist(), strict=True)
+    assert right.flatten().tolist() == [max(range(3), key=row.__getitem__) == label for row, label in rows]
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("size", [1, 5, 100])
+def test_scores_are_average_losses_and_shares_of_right_answers(name: str, size: int) -> None:
+    at, theta = objective(name)
+    loss, right = at.scores(at.unflatten(theta), size)
+    for k in range(K):
+        z = oracle(name, k).logits.detach()
+        assert_close(loss[k], F.cross_entropy(z, at.y), rtol=1e-12, atol=0)
+        assert float(right[k]) == pytest.approx(float((z.argmax(1) == at.y).double().mean()), abs=1e-15)
 
 
 SMALL = ["default", "tiny"]
