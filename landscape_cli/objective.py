@@ -46,8 +46,9 @@ def losses_and_hits(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """
     t, others = log_odds(logits, y)
     best, own = others.amax(-1), logits.gather(-1, y[..., None])[..., 0]
-    equal = bool((best == own).any())  # of equal ones argmax takes the first
-    return F.softplus(t, threshold=50), logits.argmax(-1) == y if equal else best < own
+    right, equal = best < own, best == own
+    right[equal] = logits[equal].argmax(-1) == y[equal]  # which takes the first of equal ones
+    return F.softplus(t, threshold=50), right
 
 
 def residuals(logits: Tensor, y: Tensor) -> Tensor:
@@ -334,13 +335,11 @@ class Objective:
         network, fold = without_norms(self, flatten({n: t[:1] for n, t in self.like.items()}))
         return replace(self, network=network, like=fold(self.like, self.buffers)), fold
 
-    def _slopes(
-        self, params: Params, leaves: list[Tensor], x: Tensor, y: Tensor, residual_part: bool
-    ) -> tuple[Tensor, ...]:
-        """Gradient of the summed loss by `leaves`, of which params are made, with its graph."""
+    def _slopes(self, params: Params, leaves: list[Tensor], x: Tensor, y: Tensor, rest: bool) -> tuple[Tensor, ...]:
+        """Gradient of the summed loss, or its residual part, by `leaves`, of which params are made; with its graph."""
         logits = self._forward(params, self.buffers, x, twice=True)
         labels = y.expand(len(logits), -1)
-        if residual_part:
+        if rest:
             total = (logits * residuals(logits, labels).detach()).sum()
         else:
             total = sample_losses(logits, labels).double().sum()
