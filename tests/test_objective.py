@@ -157,6 +157,19 @@ def test_loss_gradient_and_products_against_dense_twins(name: str, budget: str) 
     assert not torch.allclose(H[0], R, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["residual", "batchnorm", "conv1d", "groupnorm"])
+def test_products_of_one_minimum_alone(name: str, budget: str) -> None:
+    """Convolutions of one run are laid out otherwise; BatchNorm is folded, and the products are by its own parameters."""
+    at, theta = objective(name)
+    for k in range(K):
+        v = torch.randn(theta[:1].shape, generator=torch.Generator().manual_seed(k), dtype=f64)
+        own = oracle(name, k)
+        assert_close(at.alone(k).hessian_product(theta[k : k + 1])(v)[0], own.H @ v[0], rtol=1e-9, atol=1e-12)
+        for only, columns in at.columns.items():
+            block = at.alone(k).hessian_product(theta[k : k + 1], only=only)(v[:, columns])
+            assert_close(block[0], own.H[columns, columns] @ v[0, columns], rtol=1e-8, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["tanh", "gated"])
 def test_products_with_a_graph_too_large_for_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     at, theta = objective(name)
