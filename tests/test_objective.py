@@ -159,7 +159,7 @@ def test_loss_gradient_and_products_against_dense_twins(name: str, budget: str) 
 
 @pytest.mark.parametrize("name", ["residual", "batchnorm", "conv1d", "groupnorm"])
 def test_products_of_one_minimum_alone(name: str, budget: str) -> None:
-    """Convolutions of one run are laid out otherwise; BatchNorm is folded, and the products are by its own parameters."""
+    """Convolutions of one run are laid out otherwise; BatchNorm is folded, but products are by its own parameters."""
     at, theta = objective(name)
     for k in range(K):
         v = torch.randn(theta[:1].shape, generator=torch.Generator().manual_seed(k), dtype=f64)
