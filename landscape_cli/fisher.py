@@ -12,13 +12,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from landscape_cli.objective import Objective, log_odds, residuals
-from landscape_cli.samples import backward, is_dense, layer_gradients, sample_gradients, squared_norms_of, tapped
+from landscape_cli.samples import (
+    backward,
+    is_dense,
+    layer_gradients,
+    patches,
+    sample_gradients,
+    squared_norms_of,
+    tapped,
+)
 
 MEMORY = 2**30  # bytes that U may take
 MAX_ROWS = 16384  # of U: its singular values cost the cube of rows or columns, whichever are fewer
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 CUTOFF = 1e-10  # of singular values, relative to the largest
 
 
@@ -68,10 +77,11 @@ def fisher_traces(at: Objective, theta: Tensor, chunk: int = 2**24) -> Tensor:
         taps, logits = tapped(at.network, at.unflatten(theta), at.buffers, x)
         sums: list[list[Tensor | float]] = [[0.0] * len(list(tap.layer.parameters())) for tap in taps]
         ways = list(root_ways(logits.detach()))
+        inputs = [patches(t.layer, t.x.flatten(0, 1)) if isinstance(t.layer, CONVOLUTIONS) else None for t in taps]
         for c, way in enumerate(ways):
             deltas = backward(logits, taps, way, keep=c + 1 < len(ways))
-            for tap, delta, own in zip(taps, deltas, sums, strict=True):
-                for j, norms in enumerate(squared_norms_of(tap, at, theta, delta)):
+            for tap, a, delta, own in zip(taps, inputs, deltas, sums, strict=True):
+                for j, norms in enumerate(squared_norms_of(tap, at, theta, delta, a=a)):
                     own[j] = own[j] + norms
         for tap, own in zip(taps, sums, strict=True):
             if is_dense(tap):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
 
 from landscape_cli.layers import Params
 from landscape_cli.network import Network, norm_layers
-from landscape_cli.objective import Objective
+
+if TYPE_CHECKING:  # which folds by this file
+    from landscape_cli.objective import Objective
 
 Fold = Callable[[Params, Params], Params]
 

@@ -155,18 +155,76 @@ def _linear(layer: Any, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:
     return wide
 
 
+class _Convolution(torch.autograd.Function):
+    """A convolution for a gradient that is to be differentiated again, by reverse mode: `_DenseSlopes` says how.
+
+    PyTorch's own way takes one of the slopes as a convolution with kernels as large as images, which is slow.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, how: Any) -> Tensor:
+        ctx.save_for_backward(x, W)
+        ctx.how = how
+        return torch.convolution(x, W, b, *how)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        (g,), (x, W), need = slopes, ctx.saved_tensors, ctx.needs_input_grad
+        if need[1] and torch.is_grad_enabled():
+            return (*_ConvolutionSlopes.apply(g, x, W, need[0], need[2], ctx.how), None)
+        return (*_convolution_slopes(g, x, W, need[:3], ctx.how), None)
+
+
+class _ConvolutionSlopes(torch.autograd.Function):
+    """The slopes of a convolution; differentiated by hand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, g: Tensor, x: Tensor, W: Tensor, by_x: bool, by_b: bool, how: Any
+    ) -> tuple[Tensor | None, ...]:
+        ctx.save_for_backward(g, x, W)
+        ctx.how = how
+        return _convolution_slopes(g, x, W, (by_x, True, by_b), how)
+
+    @staticmethod
+    def backward(ctx: Any, *along: Tensor | None) -> tuple[Tensor | None, ...]:
+        (home, own, offset), (g, x, W) = along, ctx.saved_tensors
+        assert own is not None
+        slope, by_x, by_W = torch.convolution(x, own, offset, *ctx.how), None, None
+        if home is not None:
+            slope.add_(torch.convolution(home, W, None, *ctx.how))
+            by_W = _convolution_slopes(g, home, W, (False, True, False), ctx.how)[1]
+        if ctx.needs_input_grad[1]:
+            by_x = _convolution_slopes(g, x, own, (True, False, False), ctx.how)[0]
+        return slope, by_x, by_W, None, None, None
+
+
+def _convolution_slopes(g: Tensor, x: Tensor, W: Tensor, need: tuple[bool, ...], how: Any) -> tuple[Tensor | None, ...]:
+    """Those of <g, x * W + b> by x, W and b, as far as needed."""
+    slopes = torch.ops.aten.convolution_backward(g, x, W, [g.shape[1]], *how, list(need))
+    return tuple(s if wanted else None for s, wanted in zip(slopes, need, strict=True))
+
+
+def _convolve(layer: Any, x: Tensor, W: Tensor, b: Tensor | None, groups: int, twice: bool) -> Tensor:
+    """The convolution of one run, or of several as groups of channels."""
+    if twice and not isinstance(layer.padding, str):
+        how = (layer.stride, layer.padding, layer.dilation, False, (0,) * (W.dim() - 2), groups)
+        out: Tensor = _Convolution.apply(x, W, b, how)
+        return out
+    convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[W.dim()]
+    return convolve(x, W, b, layer.stride, layer.padding, layer.dilation, groups)
+
+
 def _conv(layer: Any, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:
     W, K = own["weight"], len(own["weight"])
-    convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[W.dim() - 1]
     bias = own["bias"].flatten() if "bias" in own else None
-    at = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
     if K == 1 and x.dim() == 5:  # alone, channels last is faster; what comes out stays so
         one, kernel = (t.squeeze(0).contiguous(memory_format=torch.channels_last) for t in (x, W))
-        return convolve(one, kernel, bias, groups=layer.groups, **at).unsqueeze(0)
+        return _convolve(layer, one, kernel, bias, layer.groups, how.twice).unsqueeze(0)
     if x.stride(0) == 0 and layer.groups == 1:
-        out = convolve(x[0], W.flatten(0, 1), bias, **at)
+        out = _convolve(layer, x[0], W.flatten(0, 1), bias, 1, how.twice)
     else:
-        out = convolve(_join(x), W.flatten(0, 1), bias, groups=K * layer.groups, **at)
+        out = _convolve(layer, _join(x), W.flatten(0, 1), bias, K * layer.groups, how.twice)
     return _split(out, K)
 
 
@@ -285,6 +343,7 @@ LAYERS: dict[type[nn.Module], Layer] = {
     nn.Flatten: _flatten,
     nn.Unflatten: _unflatten,
 }
+FRESH = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)  # never hand on what they are given
 RELUS = (nn.ReLU, F.relu, torch.relu, "relu", "relu_")
 SMOOTH_FUNCTIONS = (torch.tanh, torch.sigmoid, F.gelu, F.silu, F.elu, F.softplus, F.tanh, F.sigmoid)
 PRODUCTS = (operator.mul, torch.mul)

@@ -20,7 +20,19 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from landscape_cli.errors import Fault
-from landscape_cli.layers import CURVED, FUNCTIONS, LAYERS, METHODS, PRODUCTS, RELUS, Params, Pass, Tap, relu_twice
+from landscape_cli.layers import (
+    CURVED,
+    FRESH,
+    FUNCTIONS,
+    LAYERS,
+    METHODS,
+    PRODUCTS,
+    RELUS,
+    Params,
+    Pass,
+    Tap,
+    relu_twice,
+)
 
 
 @dataclass(frozen=True)
@@ -269,7 +281,7 @@ def _interpret(network: Network, params: Params, buffers: Params, x: Tensor, how
         if how.twice and args and (node.target if layer is None else type(layer)) in RELUS:
             values[node] = relu_twice(args[0])
         elif layer is not None:
-            if type(layer) is nn.ReLU and how.taps is None and _spare(node.args[0], args[0]):
+            if type(layer) is nn.ReLU and how.taps is None and _spare(network.module, node.args[0], args[0]):
                 values[node] = torch.relu_(args[0])
             else:
                 values[node] = _apply(layer, own.get(node.target, {}), args[0], how, node.target)
@@ -282,9 +294,13 @@ def _interpret(network: Network, params: Params, buffers: Params, x: Tensor, how
     raise AssertionError("a traced module ends in an output node")
 
 
-def _spare(node: fx.Node, x: Tensor) -> bool:
-    """Whether x, the output of a dense layer, is read once and needed by no slope: it can be overwritten."""
-    return len(node.users) == 1 and type(x.grad_fn).__name__ == "_DenseBackward" and not x._is_view()
+def _spare(module: nn.Module, node: fx.Node, x: Tensor) -> bool:
+    """Whether x, the output of a layer with weights, is read once and needed by no slope: it can be overwritten."""
+    if len(node.users) > 1 or node.op != "call_module":
+        return False
+    if torch.is_grad_enabled():
+        return type(x.grad_fn).__name__ == "_DenseBackward" and not x._is_view()
+    return isinstance(module.get_submodule(str(node.target)), FRESH)
 
 
 def _apply(layer: nn.Module, own: Params, x: Tensor, how: Pass, name: str) -> Tensor:

@@ -12,6 +12,7 @@ import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from torch import Tensor
 
+from landscape_cli.folding import Fold, without_norms
 from landscape_cli.network import Network, Params, Pass, moving
 
 MEMORY = 2**30  # bytes that the saved activations of one pass may take
@@ -33,6 +34,21 @@ def sample_losses(logits: Tensor, y: Tensor) -> Tensor:
     """
     t, _ = log_odds(logits, y)
     return F.softplus(t, threshold=50)
+
+
+def losses_and_hits(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """`sample_losses`, and whether argmax gives the true class, which is slow where classes do not lie side by side.
+
+    Args:
+        logits: (..., C).
+        y: class numbers (...).
+    Returns: (...) in nats; (...) true or false.
+    """
+    t, others = log_odds(logits, y)
+    best, own = others.amax(-1), logits.gather(-1, y[..., None])[..., 0]
+    right, equal = best < own, best == own
+    right[equal] = logits[equal].argmax(-1) == y[equal]  # which takes the first of equal ones
+    return F.softplus(t, threshold=50), right
 
 
 def residuals(logits: Tensor, y: Tensor) -> Tensor:
@@ -141,17 +157,20 @@ class Objective:
             parts = [self._sum(params, x, y) for x, y in self.chunks(CACHE)]
         return torch.stack(parts).sum(0) / self.n
 
-    def scores(self, theta: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Average loss and share of right answers, each (K,) in float64, `size` samples at a time, no gradient."""
-        params = self.unflatten(theta)
-        loss = right = torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
+    def scores(self, params: Params, size: int) -> tuple[Tensor, Tensor]:
+        """Average loss and share of right answers, each (K,) in float64, `size` samples at a time, no gradient.
+
+        Args:
+            params: name -> (K, *shape).
+            size: samples in one pass.
+        """
+        found = []
         with torch.no_grad():
             for x, y in zip(self.x.split(size), self.y.split(size), strict=True):
                 logits = self._forward(params, self.buffers, x)
-                labels = y.expand(len(logits), -1)
-                loss = loss + sample_losses(logits, labels).double().sum(1)
-                right = right + (logits.argmax(2) == labels).double().sum(1)
-        return loss / self.n, right / self.n
+                found.append([t.double().sum(1) for t in losses_and_hits(logits, y.expand(len(logits), -1))])
+        loss, hits = (torch.stack(parts).sum(0) / self.n for parts in zip(*found, strict=True))
+        return loss, hits
 
     def loss_and_gradient(self, theta: Tensor, only: str | None = None) -> tuple[Tensor, Tensor]:
         """Average loss (K,) in float64 and its gradient (K, p) in theta's type, chunks summed in float64.
@@ -198,17 +217,22 @@ class Objective:
                 no difference of two large numbers is formed.
             only: the parameter tensor of whose own block it is: (K, s) -> (K, s).
         """
+        light, fold = self._light
         params = self._leaves(theta, only)
         leaves = [p for p in params.values() if p.requires_grad]
-        fits = self.n * self.bytes_per_sample <= MEMORY
-        chunks = list(self.chunks(max(CACHE, 32 * self.bytes_per_sample) if fits else MEMORY))
-        kept = [self._slopes(params, x, y, residual_part) for x, y in chunks] if fits else None
+        fits = light.n * light.bytes_per_sample <= MEMORY
+        chunks = list(light.chunks(max(CACHE, min(MEMORY, 32 * light.bytes_per_sample))))
+
+        def slopes_of(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+            return light._slopes(fold(params, self.buffers), leaves, x, y, residual_part)
+
+        kept = [slopes_of(x, y) for x, y in chunks] if fits else None
         wide = torch.float64 if len(chunks) > 8 else theta.dtype  # a few sums round no more than the sums in them
 
         def product(v: Tensor) -> Tensor:
             along = list(self.unflatten(v).values()) if only is None else [v.view_as(leaves[0])]
             total = torch.zeros(0)
-            for slopes in kept or (self._slopes(params, x, y, residual_part) for x, y in chunks):
+            for slopes in kept or (slopes_of(x, y) for x, y in chunks):
                 moving = [(g, a) for g, a in zip(slopes, along, strict=True) if g.requires_grad]
                 if moving:  # a slope that no parameter moves has no graph
                     ends, ways = zip(*moving, strict=True)
@@ -302,15 +326,23 @@ class Objective:
         params = self.unflatten(theta.detach())
         return {n: v.contiguous().requires_grad_(only in (None, n)) for n, v in params.items()}
 
-    def _slopes(self, params: Params, x: Tensor, y: Tensor, residual_part: bool) -> tuple[Tensor, ...]:
-        """Gradient of the summed loss, with its graph."""
+    @cached_property
+    def _light(self) -> tuple[Objective, Fold]:
+        """The same function with BatchNorm moved into the layers before it, and what makes its parameters of our own.
+
+        Slopes by our own go through that too. There are fewer activations to pass over, and to keep.
+        """
+        network, fold = without_norms(self, flatten({n: t[:1] for n, t in self.like.items()}))
+        return replace(self, network=network, like=fold(self.like, self.buffers)), fold
+
+    def _slopes(self, params: Params, leaves: list[Tensor], x: Tensor, y: Tensor, rest: bool) -> tuple[Tensor, ...]:
+        """Gradient of the summed loss, or its residual part, by `leaves`, of which params are made; with its graph."""
         logits = self._forward(params, self.buffers, x, twice=True)
         labels = y.expand(len(logits), -1)
-        if residual_part:
+        if rest:
             total = (logits * residuals(logits, labels).detach()).sum()
         else:
             total = sample_losses(logits, labels).double().sum()
-        leaves = [p for p in params.values() if p.requires_grad]
         return _grad(total, leaves, create_graph=True)
 
 

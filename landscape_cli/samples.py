@@ -317,7 +317,7 @@ def layer_gradients(
         a, d = (t.unflatten(1, (t.shape[1], 1)) if t.dim() == 3 else t.flatten(2, -2) for t in (x, delta))
         weight, offset = d.mT @ a, d.sum(2)
     elif isinstance(layer, nn.Conv1d | nn.Conv2d):
-        weight, offset = _conv_gradients(layer, x, delta)
+        weight, offset = _conv_gradients(layer, patches(layer, x.flatten(0, 1)), delta)
     elif isinstance(layer, nn.GroupNorm):
         wide = [t.unsqueeze(-1).flatten(3) for t in (delta * group_normal(layer, x), delta)]
         weight, offset = wide[0].sum(3), wide[1].sum(3)
@@ -334,11 +334,10 @@ def layer_gradients(
         yield offset.flatten(2)
 
 
-def _conv_gradients(layer: nn.Conv1d | nn.Conv2d, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    K, B = x.shape[:2]
-    a = patches(layer, x.flatten(0, 1)).unflatten(1, (layer.groups, -1))  # (K B, groups, in k k / groups, positions)
+def _conv_gradients(layer: nn.Conv1d | nn.Conv2d, a: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    a = a.unflatten(1, (layer.groups, -1))  # (K B, groups, in k k / groups, positions)
     d = delta.flatten(0, 1).flatten(2).unflatten(1, (layer.groups, -1))  # (K B, groups, out / groups, positions)
-    return (d @ a.mT).unflatten(0, (K, B)), d.sum(3).unflatten(0, (K, B))
+    return (d @ a.mT).unflatten(0, delta.shape[:2]), d.sum(3).unflatten(0, delta.shape[:2])
 
 
 def patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
@@ -350,12 +349,20 @@ def patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     return F.unfold(x, (*extra, *layer.kernel_size), (*extra, *layer.dilation), 0, (*extra, *layer.stride))
 
 
-def squared_norms_of(tap: Tap, at: Objective, theta: Tensor, delta: Tensor, whole: bool = False) -> list[Tensor]:
-    """Squared norms (K, B) of each sample's gradients; a dense weight's lacks its factor |a|^2 if not whole."""
+def squared_norms_of(
+    tap: Tap, at: Objective, theta: Tensor, delta: Tensor, whole: bool = False, a: Tensor | None = None
+) -> list[Tensor]:
+    """Squared norms (K, B) of each sample's gradients; a dense weight's lacks its factor |a|^2 if not whole.
+
+    For several slopes at the output of a convolution, a is what `patches` makes of its input, once.
+    """
     if is_dense(tap):
         d = torch.linalg.vector_norm(delta, dim=2).square()
         weight = d * torch.linalg.vector_norm(tap.x, dim=2).square() if whole else d
         return [weight, d][: len(list(tap.layer.parameters()))]
+    if a is not None:
+        both = _conv_gradients(tap.layer, a, delta)  # type: ignore[arg-type]
+        return [g.flatten(2).square().sum(2) for g in both][: len(list(tap.layer.parameters()))]
     return [g.square().sum(2) for g in layer_gradients(tap.layer, tap.name, at, theta, tap.x, delta)]
 
 

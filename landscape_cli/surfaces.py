@@ -22,6 +22,7 @@ from landscape_cli.training import stream
 Normalization = Literal["filter", "layer", "weight", "none"]
 BatchNorm = Literal["fixed", "interpolate", "recompute"]
 CACHE = 2**22  # bytes of the widest activation
+ROWS = 16  # points of a stack
 WORK = 2**36  # multiplications that are saved together
 
 
@@ -116,8 +117,8 @@ class Place:
 
     def points(self, xy: Tensor) -> Tensor:
         """theta + x X + y Y (P, p) in the network's type of parameters, for xy (P, 2)."""
-        xy = xy.to(self.theta.device)
-        moved = self.theta + xy[:, :1] * self.X + (0.0 if self.Y is None else xy[:, 1:] * self.Y)
+        D = self.X[None] if self.Y is None else torch.stack([self.X, self.Y])
+        moved = torch.addmm(self.theta, xy[:, : len(D)].to(D), D)
         like = next(iter(self.sides["train"].like.values()))
         return moved.to(like)
 
@@ -135,20 +136,21 @@ class Place:
 
     def scores(self, xy: Tensor) -> Tensor:
         """Loss and accuracy of each split at points (P, 2): (P, splits, 2) in float64 on the CPU."""
-        theta = self.points(xy)
-        buffers = self.buffers(theta, xy)
-        rows = [slice(i, i + 1) for i in range(len(xy))] if self.convolves else [slice(0, len(xy))]
-        return torch.cat([self._scores(theta[k], {n: b[k] for n, b in buffers.items()}) for k in rows])
+        return torch.cat([self._scores(own) for own in xy.split(1 if self.convolves else ROWS)])
 
-    def _scores(self, theta: Tensor, buffers: Params) -> Tensor:
-        network, fold = self._light
-        light = fold(self.sides["train"].unflatten(theta), buffers)
-        size = max(16, CACHE // (len(theta) * self._widest))
-        found = []
+    def _scores(self, xy: Tensor) -> Tensor:
+        theta = self.points(xy)
+        buffers, (network, fold) = self.buffers(theta, xy), self._light
+        light, found = fold(self.sides["train"].unflatten(theta), buffers), []
         for side in self.sides.values():
-            own = replace(side, network=network, like=light, buffers=buffers)
-            found.append(torch.stack(own.scores(flatten(light), size), 1))
+            own, size = replace(side, network=network, like=light, buffers=buffers), self._samples(side.n, len(xy))
+            found.append(torch.stack(own.scores(light, size), 1))
         return torch.stack(found, 1).cpu()
+
+    def _samples(self, n: int, points: int) -> int:
+        """How many of n samples are evaluated together: equal pieces, whose activations stay in the cache."""
+        most = max(16, CACHE // (points * self._widest))
+        return -(-n // -(-n // most))
 
     @cached_property
     def _light(self) -> tuple[Network, Fold]:

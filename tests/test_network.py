@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from helpers import CASES, K, N, data, modules, objective, oracle, plain_logits,
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from landscape_cli import layers
 from landscape_cli.network import Pass, build, norm_layers, piecewise_linear, stack
 from landscape_cli.objective import Objective, flatten
 from landscape_cli.population import collect_statistics
@@ -269,3 +271,34 @@ def test_a_trace_that_gives_other_values_is_not_used() -> None:
     assert network.kind == "vmap"
     assert "off by" in network.reason
     assert_close(network(params, buffers, x)[1], module(x), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("K", [1, 2])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("groups", "stride", "padding"), [(1, 1, 1), (1, 2, 0), (2, 2, 1), (1, 1, "same")])
+def test_convolutions_that_are_differentiated_twice(
+    K: int, bias: bool, groups: int, stride: int, padding: int | str
+) -> None:
+    """Second derivatives against PyTorch's own, by inputs, weights and biases, where the loss is curved in each."""
+    layer = nn.Conv2d(2, 4, 3, stride=stride, padding=padding, groups=groups, bias=bias).double()
+    rng = torch.Generator().manual_seed(0)
+    own = [torch.randn(K, *p.shape, generator=rng, dtype=torch.float64).requires_grad_() for p in layer.parameters()]
+    x = torch.randn(K, 3, 2, 6, 6, generator=rng, dtype=torch.float64).requires_grad_()
+    v = [torch.randn(t.shape, generator=rng, dtype=torch.float64) for t in (x, *own)]
+
+    def product(run: Any) -> tuple[torch.Tensor, ...]:
+        g = torch.autograd.grad(run().sin().sum(), (x, *own), create_graph=True)
+        return torch.autograd.grad(g, (x, *own), v)
+
+    def ours() -> torch.Tensor:
+        return layers.LAYERS[nn.Conv2d](
+            layer, dict(zip(("weight", "bias"), own, strict=False)), x, Pass(twice=True), ""
+        )
+
+    def plain() -> torch.Tensor:
+        how = {"stride": stride, "padding": padding, "groups": groups}
+        rows = [F.conv2d(x[k], *(t[k] for t in own), **how) for k in range(K)]  # type: ignore[arg-type]
+        return torch.stack(rows)
+
+    for got, due in zip(product(ours), product(plain), strict=True):
+        assert_close(got, due, rtol=1e-10, atol=1e-12)

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from landscape_cli import network
 from landscape_cli import objective as module
-from landscape_cli.objective import Objective, flatten, residuals, sample_losses
+from landscape_cli.objective import Objective, flatten, losses_and_hits, residuals, sample_losses
 
 f64 = torch.float64
 
@@ -99,6 +99,31 @@ def test_losses_are_cross_entropies_and_residuals_their_slopes(
     assert_close(sample_losses(logits + shift, y), losses, rtol=1e-9, atol=1e-20)
 
 
+@pytest.mark.parametrize("classes_apart", [False, True])
+@pytest.mark.parametrize("ties", [False, True])
+def test_hits_are_those_of_argmax(classes_apart: bool, ties: bool) -> None:
+    rng = torch.Generator().manual_seed(0)
+    z, y = torch.randn(4, 500, 3, generator=rng, dtype=f64), torch.randint(3, (4, 500), generator=rng)
+    z = z.round() if ties else z  # small whole numbers: a third of the samples have two best classes
+    z = z.mT.contiguous().mT if classes_apart else z
+    before = z.clone()
+    losses, right = losses_and_hits(z, y)
+    assert torch.equal(losses, sample_losses(z, y)) and torch.equal(z, before)
+    rows = zip(z.flatten(0, 1).tolist(), y.flatten().tolist(), strict=True)
+    assert right.flatten().tolist() == [max(range(3), key=row.__getitem__) == label for row, label in rows]
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("size", [1, 5, 100])
+def test_scores_are_average_losses_and_shares_of_right_answers(name: str, size: int) -> None:
+    at, theta = objective(name)
+    loss, right = at.scores(at.unflatten(theta), size)
+    for k in range(K):
+        z = oracle(name, k).logits.detach()
+        assert_close(loss[k], F.cross_entropy(z, at.y), rtol=1e-12, atol=0)
+        assert float(right[k]) == pytest.approx(float((z.argmax(1) == at.y).double().mean()), abs=1e-15)
+
+
 SMALL = ["default", "tiny"]
 
 
@@ -130,6 +155,19 @@ def test_loss_gradient_and_products_against_dense_twins(name: str, budget: str) 
         assert_close(H[1][k], 2 * own.H @ v[k], rtol=1e-9, atol=1e-12)  # the kept graph is good for many products
         assert_close(R[k], (own.H - own.F) @ v[k], rtol=1e-8, atol=1e-12)
     assert not torch.allclose(H[0], R, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["residual", "batchnorm", "conv1d", "groupnorm"])
+def test_products_of_one_minimum_alone(name: str, budget: str) -> None:
+    """Convolutions of one run are laid out otherwise; BatchNorm is folded, but products are by its own parameters."""
+    at, theta = objective(name)
+    for k in range(K):
+        v = torch.randn(theta[:1].shape, generator=torch.Generator().manual_seed(k), dtype=f64)
+        own = oracle(name, k)
+        assert_close(at.alone(k).hessian_product(theta[k : k + 1])(v)[0], own.H @ v[0], rtol=1e-9, atol=1e-12)
+        for only, columns in at.columns.items():
+            block = at.alone(k).hessian_product(theta[k : k + 1], only=only)(v[:, columns])
+            assert_close(block[0], own.H[columns, columns] @ v[0, columns], rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["tanh", "gated"])

@@ -1,0 +1,39 @@
+"""A ResNet-20 minimum on images in the shape of CIFAR-10's, for the benchmarks; nothing is downloaded."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from landscape_cli import network
+from landscape_cli.datasets import Data
+from landscape_cli.models import build_module
+from landscape_cli.population import collect_statistics
+
+
+def images(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Ten smooth patterns of 3 x 32 x 32 pixels under noise, which a net can tell apart, and their numbers."""
+    rng = torch.Generator().manual_seed(seed)
+    patterns = F.interpolate(torch.randn(10, 3, 8, 8, generator=rng), size=32, mode="bilinear")
+    y = torch.randint(10, (n,), generator=rng)
+    return 0.5 * patterns[y] + torch.randn(n, 3, 32, 32, generator=rng), y
+
+
+def minimum(n: int, epochs: int) -> tuple[nn.Module, Data]:
+    """Trained on n images by SGD of batch 64; BatchNorm's statistics are those of all of them."""
+    x, y = images(n)
+    module = build_module({"name": "resnet"}, (3, 32, 32), 10, 0).to(memory_format=torch.channels_last)
+    optimizer, rng = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9), torch.Generator().manual_seed(0)
+    module.train()
+    for _ in range(epochs):
+        for index in torch.randperm(n, generator=rng).split(64):
+            optimizer.zero_grad()
+            F.cross_entropy(module(x[index]), y[index]).backward()
+            optimizer.step()
+    module = module.to(memory_format=torch.contiguous_format).eval()
+    module.zero_grad()
+    params, buffers = network.stack([module])
+    own = collect_statistics(network.build(module, (3, 32, 32)), params, buffers, x)
+    module.load_state_dict({name: b[0] for name, b in own.items()}, strict=False)
+    return module, Data(x, y, x[:64], y[:64], 10)
