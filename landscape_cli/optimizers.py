@@ -86,8 +86,8 @@ def update(state: State, settings: list[Settings], gradient: list[Tensor], per_e
             lr = [a / (1 - common["beta1"] ** t) for a in lr]
         elif any(s["momentum"] for s in own):
             velocity, mu = list(state.moments[0].values()), _per_run([s["momentum"] for s in own], params)
-            for v, m, g in zip(velocity, mu, gradient, strict=True):
-                v.mul_(m).add_(g)
+            torch._foreach_mul_(velocity, mu)
+            torch._foreach_add_(velocity, gradient)
             gradient = (
                 [g + m * v for g, m, v in zip(gradient, mu, velocity, strict=True)] if common["nesterov"] else velocity
             )

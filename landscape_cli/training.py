@@ -24,9 +24,11 @@ from landscape_cli.network import Network, Params, Pass
 from landscape_cli.objective import MEMORY, Objective, flatten
 from landscape_cli.optimizers import HISTORY, Settings, State, ascended, begin, update
 from landscape_cli.population import collect_statistics
+from landscape_cli.replay import replayed
 
 PER_RUN = ("lr", "weight_decay", "momentum", "rho")  # settings that may differ inside a stack
 BLOCK = 2**26  # bytes of inputs gathered at once
+Slope = Callable[..., list[Tensor]]  # x, y, parameters -> their gradients
 
 
 @dataclass
@@ -99,6 +101,7 @@ def train(
     free_check = batch == n and plain  # a full-batch step computes the training loss on its way
     at = Objective(network, state.params, buffers, data.x_train, data.y_train)
     piece = at.chunk_size(MEMORY) if free_check else n
+    slope = _slope(network, state, common, seeds)
     clock = time.perf_counter()
 
     def book() -> None:
@@ -142,7 +145,7 @@ def train(
             update(state, settings, gradient, per_epoch, batch)
             state.step += 1
         else:
-            _advance(network, state, data, settings, seeds, batch, tick)
+            _advance(state, data, settings, seeds, batch, slope, tick)
         if state.step % per_epoch == 0:
             book()
             tick(state)
@@ -160,9 +163,9 @@ def _check(network: Network, common: Settings, data: Data) -> None:
 
 
 def _advance(
-    network: Network, state: State, data: Data, settings: list[Settings], seeds: list[int], batch: int, tick: Any
+    state: State, data: Data, settings: list[Settings], seeds: list[int], batch: int, slope: Slope, tick: Any
 ) -> None:
-    """Steps up to the end of the epoch, or to the step limit."""
+    """Steps up to the end of the epoch, or to the step limit; `slope` gives their gradients."""
     n, common = len(data.y_train), settings[0]
     per_epoch = -(-n // batch)
     epoch, first = divmod(state.step, per_epoch)
@@ -182,31 +185,32 @@ def _advance(
         if windows is not None:
             X = augment.augmented(X, windows.gather(1, index[..., None].expand(-1, -1, 3)), crop)
         for x, y in zip(X.split(batch, 1), Y.split(batch, 1), strict=True):
-            gradient = _gradient(network, state, state.params, x, y, common, seeds)
+            gradient = slope(x, y, *state.params.values())
             if common["optimizer"] == "sam":
-                gradient = _gradient(network, state, ascended(state, settings, gradient), x, y, common, seeds)
+                gradient = slope(x, y, *ascended(state, settings, gradient).values())
             update(state, settings, gradient, per_epoch, batch)
             state.step += 1
         if stop < per_epoch:
             tick(state)
 
 
-def _gradient(
-    network: Network, state: State, params: Params, x: Tensor, y: Tensor, common: Settings, seeds: list[int]
-) -> list[Tensor]:
-    """Gradient of each run's mean loss on its own minibatch, x (A, B, ...), y (A, B), at `params` (A, *shape).
+def _slope(network: Network, state: State, common: Settings, seeds: list[int]) -> Slope:
+    """The gradient of each run's mean loss on its own minibatch, x (A, B, ...), y (A, B), at parameters (A, *shape).
 
     Both gradients of a SAM step have its batch statistics from their own pass and the same dropout masks.
     """
-    leaves = {n: p.requires_grad_() for n, p in params.items()}
-    normed, dropping = network.normalizes, network.drops
-    generators = [stream(seeds[row], "dropout", state.step) for row in state.active] if dropping else None
-    how = Pass("batch" if normed else "fixed", common.get("ghost_batch"), generators)
-    logits = network(leaves, {}, x, how) if not normed else network(leaves, _blank(network, len(x), x), x, how)
-    # classes before samples: over a last axis of ten classes a log-softmax takes ten times as long
-    loss = F.cross_entropy(logits.mT, y, reduction="sum", label_smoothing=common["label_smoothing"])
-    slopes = torch.autograd.grad(loss / y.shape[1], list(leaves.values()), materialize_grads=True)
-    return list(slopes)
+    names, normed, dropping = list(state.params), network.normalizes, network.drops
+
+    def slope(x: Tensor, y: Tensor, *params: Tensor) -> list[Tensor]:
+        leaves = {n: p.requires_grad_() for n, p in zip(names, params, strict=True)}
+        generators = [stream(seeds[row], "dropout", state.step) for row in state.active] if dropping else None
+        how = Pass("batch" if normed else "fixed", common.get("ghost_batch"), generators)
+        logits = network(leaves, _blank(network, len(x), x) if normed else {}, x, how)
+        # classes before samples: over a last axis of ten classes a log-softmax takes ten times as long
+        loss = F.cross_entropy(logits.mT, y, reduction="sum", label_smoothing=common["label_smoothing"])
+        return list(torch.autograd.grad(loss / y.shape[1], list(leaves.values()), materialize_grads=True))
+
+    return replayed(slope) if network.kind == "stacked" and not dropping else slope
 
 
 def _blank(network: Network, K: int, like: Tensor) -> Params:
