@@ -33,6 +33,7 @@ ONLY_WITH = {  # setting -> the setting without which it would do nothing, and t
 SNAPSHOTS = "add the epochs to keep, snapshots: [0, 1, 2, 5, 10]"
 YOUNG = ("rho", "adaptive")  # came after the first results were made: runs that do without keep their ids
 YOUNGER = ("ghost_batch", "flip", "crop")  # likewise, of any optimizer; training does without what is not there
+YOUNGEST = {"dataset": "validation", "stop": "patience"}  # likewise, of other sections
 
 
 def canonical(obj: Any) -> str:
@@ -272,13 +273,19 @@ def combinations(base: dict[str, Any], swept: dict[str, list[Any]]) -> Iterator[
         settings = base
         for key, value in chosen.items():
             settings = put(settings, tuple(key.split(".")), value)
-        yield chosen, deepcopy({**settings, "training": _without_young(settings["training"])})
+        young = {"dataset": _without(settings["dataset"], YOUNGEST["dataset"])}
+        yield chosen, deepcopy({**settings, **young, "training": _without_young(settings["training"])})
 
 
 def _without_young(training: dict[str, Any]) -> dict[str, Any]:
     idle = (k for k in YOUNG if training[ONLY_WITH[k][0]] not in ONLY_WITH[k][1])
     gone = {k for k in (*idle, *YOUNGER) if training[k] == Training.model_fields[k].default}
-    return {k: v for k, v in training.items() if k not in gone}
+    kept = {k: v for k, v in training.items() if k not in gone}
+    return kept | {"stop": _without(kept["stop"], YOUNGEST["stop"])}
+
+
+def _without(section: dict[str, Any], young: str) -> dict[str, Any]:
+    return {k: v for k, v in section.items() if k != young or v}
 
 
 def clashes(base: dict[str, Any], swept: dict[str, list[Any]], seeds: Any) -> list[Problem]:
@@ -296,11 +303,15 @@ def clashes(base: dict[str, Any], swept: dict[str, list[Any]], seeds: Any) -> li
 
 
 def _clashes(data: dict[str, Any], training: dict[str, Any], swept: dict[str, Any]) -> Iterator[tuple[Where, str]]:
-    batch, size = training["batch_size"], data["train_size"]
+    batch, size, stop = training["batch_size"], data["train_size"], training["stop"]
     if size is not None and batch != "full" and batch > size:
         yield ("training", "batch_size"), f"{batch} is more than dataset.train_size {size}: lower it, or write full"
     if training["nesterov"] and training["momentum"] == 0:
         yield ("training", "nesterov"), "needs momentum above 0"
+    if "patience" in stop and "validation" not in data:
+        yield ("training", "stop", "patience"), "needs samples that are held out: dataset.validation, 0.1 for a tenth"
+    if "patience" in stop and stop["train_loss"] is not None:
+        yield ("training", "stop", "patience"), "keeps the best parameters, not those at train_loss: leave out one"
     if training["schedule"] == "step" and not training["milestones"]:
         yield ("training", "schedule"), "step needs milestones, the epochs at which lr falls"
     for key, (other, values) in ONLY_WITH.items():

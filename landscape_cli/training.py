@@ -123,10 +123,12 @@ def train(
             yield from _snapshots(network, state, buffers, data, epoch, common["snapshots"])
         if losses is not None and due:
             book()
-            leaving = _leaving(state, losses, epoch, stop, lambda: _evaluate(network, state, buffers, data, True))
+            if stop.get("patience"):
+                _look(state, _evaluate(network, state, buffers, data, "valid"), epoch)
+            leaving = _leaving(state, losses, epoch, stop, lambda: _evaluate(network, state, buffers, data, "test"))
             if leaving:
-                for i, (status, message) in leaving.items():
-                    yield _outcome(network, state, buffers, data, i, epoch, status, message)
+                for i, verdict in leaving.items():
+                    yield _end(network, state, buffers, data, i, epoch, verdict)
                 stay = [i for i in range(len(state.active)) if i not in leaving]
                 gradient = [g[stay] for g in gradient] if gradient is not None else None
                 _keep(state, stay)
@@ -134,9 +136,11 @@ def train(
                     break
         limit = stop["max_steps"]
         if limit is not None and state.step >= limit:
+            if stop.get("patience") and not due:
+                _look(state, _evaluate(network, state, buffers, data, "valid"), epoch)
             for i, loss in enumerate(_evaluate(network, state, buffers, data).tolist()):
-                status, message = _verdict(loss, stop, "max_steps")
-                yield _outcome(network, state, buffers, data, i, state.step / per_epoch, status, message)
+                verdict = _verdict(loss, stop, "max_steps", _waited(state, i))
+                yield _end(network, state, buffers, data, i, epoch, verdict)
             break
         if gradient is not None:
             if common["optimizer"] == "sam":
@@ -156,6 +160,8 @@ def _check(network: Network, common: Settings, data: Data) -> None:
 
     Raises: Fault.
     """
+    if common["stop"].get("patience") and data.x_valid is None:
+        raise Fault("training.stop.patience: no samples are held out: set dataset.validation")
     if common.get("ghost_batch") and network.normalizes and network.kind != "stacked":
         raise Fault(f"training.ghost_batch: this network is not run layer by layer: {network.reason}")
     if (common.get("flip") or common.get("crop")) and data.x_train.dim() != 4:
@@ -236,13 +242,13 @@ def _full_gradient(
     return losses / len(data.y_train), gradient
 
 
-def _evaluate(network: Network, state: State, buffers: Params, data: Data, test: bool = False) -> Tensor:
-    """Average loss (A,) in evaluation mode, BatchNorm on the whole training set's statistics.
+def _evaluate(network: Network, state: State, buffers: Params, data: Data, split: str = "train") -> Tensor:
+    """Average loss (A,) on train, valid or test, in evaluation mode, BatchNorm on the whole training set's statistics.
 
     Test samples are taken evenly spaced, at most as many as there are to train on.
     """
-    every = -(-len(data.y_test) // len(data.y_train))
-    x, y = (data.x_test[::every], data.y_test[::every]) if test else (data.x_train, data.y_train)
+    every = -(-len(data.y_test) // len(data.y_train)) if split == "test" else 1
+    x, y = (getattr(data, f"{side}_{split}")[::every] for side in "xy")
     params = {n: p.detach() for n, p in state.params.items()}
     own = collect_statistics(network, params, {n: b[state.active] for n, b in buffers.items()}, data.x_train)
     return Objective(network, params, own, x, y).loss(flatten(params))
@@ -258,8 +264,10 @@ def _leaving(
         state.finite = {n: p.detach().clone() for n, p in state.params.items()}
     for i, loss in enumerate(losses.tolist()):
         reached = stop["train_loss"] is not None and loss <= stop["train_loss"]
-        if reached or epoch >= stop["max_epochs"] or not math.isfinite(loss):
-            leaving[i] = _verdict(loss, stop, "max_epochs")
+        waited = _waited(state, i)
+        patient = waited < stop["patience"] if stop.get("patience") else True
+        if reached or not patient or epoch >= stop["max_epochs"] or not math.isfinite(loss):
+            leaving[i] = _verdict(loss, stop, "max_epochs", waited)
     others = test().tolist() if note or leaving else []
     for i, (row, loss, other) in enumerate(zip(state.active, losses.tolist(), others, strict=False)):
         if (note or i in leaving) and math.isfinite(loss) and math.isfinite(other):
@@ -272,11 +280,33 @@ def _leaving(
 _NOTED = {round(10 * 1.05**k) for k in range(200)}  # epochs whose loss is kept for the training curve
 
 
-def _verdict(loss: float, stop: Settings, limit: str) -> tuple[str, str]:
-    """Status and message of a run that leaves with this loss."""
-    goal = stop["train_loss"]
+def _look(state: State, losses: Tensor, epoch: int) -> None:
+    """Notes validation losses (A,), and keeps the parameters of the runs that never had a lower one."""
+    better = []
+    for i, (row, loss) in enumerate(zip(state.active, losses.tolist(), strict=True)):
+        least = state.looks[row]
+        if loss < least.get("loss", math.inf):
+            state.looks[row] = {"loss": loss, "epoch": epoch, "step": state.step, "waited": 0}
+            better.append(i)
+        else:
+            least["waited"] = least.get("waited", 0) + 1
+    for n, p in state.params.items():
+        state.best[n][better] = p.detach()[better]
+
+
+def _waited(state: State, i: int) -> int:
+    """Looks since an active run had its least validation loss; 0 without patience."""
+    return int(state.looks[state.active[i]].get("waited", 0)) if state.looks else 0
+
+
+def _verdict(loss: float, stop: Settings, limit: str, waited: int) -> tuple[str, str]:
+    """Status and message of a run that leaves with this loss, `waited` looks after its least validation loss."""
+    goal, patience = stop["train_loss"], stop.get("patience")
     if not math.isfinite(loss):
         return "diverged", f"training loss {loss}: lower training.lr"
+    if patience is not None and waited < patience:
+        text = "the validation loss was least {} looks ago, not yet stop.patience={} at {}={}: raise it"
+        return "not_converged", text.format(waited, patience, limit, stop[limit])
     if goal is None or loss <= goal:
         return "ok", ""
     return (
@@ -285,14 +315,26 @@ def _verdict(loss: float, stop: Settings, limit: str) -> tuple[str, str]:
     )
 
 
-def _outcome(
-    network: Network, state: State, buffers: Params, data: Data, i: int, epoch: float, status: str, message: str
+def _end(
+    network: Network, state: State, buffers: Params, data: Data, i: int, epoch: int, verdict: tuple[str, str]
 ) -> Outcome:
-    source = state.finite if status == "diverged" else state.params
+    """Active run i as it leaves: with patience at its least validation loss, if diverged at its last finite loss."""
+    status, message = verdict
+    source = state.finite if status == "diverged" else state.best or state.params
+    outcome = _outcome(network, state, source, buffers, data, i, epoch)
+    outcome.status, outcome.message = status, message
+    if source is state.best:
+        outcome.epochs, outcome.steps = (int(state.looks[outcome.row][key]) for key in ("epoch", "step"))
+    return outcome
+
+
+def _outcome(
+    network: Network, state: State, source: Params, buffers: Params, data: Data, i: int, epoch: int
+) -> Outcome:
     params = {n: p.detach()[i : i + 1].clone() for n, p in source.items()}
     row = state.active[i]
     own = collect_statistics(network, params, {n: b[row : row + 1] for n, b in buffers.items()}, data.x_train)
-    return Outcome(row, params, own, state.step, int(epoch), status, message)
+    return Outcome(row, params, own, state.step, epoch)
 
 
 def _snapshots(
@@ -300,7 +342,7 @@ def _snapshots(
 ) -> Iterator[Outcome]:
     if epoch in wanted:
         for i in range(len(state.active)):
-            kept = _outcome(network, state, buffers, data, i, epoch, "ok", "")
+            kept = _outcome(network, state, state.params, buffers, data, i, epoch)
             kept.epoch = epoch
             yield kept
 
@@ -312,6 +354,7 @@ def _keep(state: State, stay: list[int]) -> None:
         return {n: t.detach()[stay] for n, t in tensors.items()}
 
     state.params, state.finite, state.moments = rows(state.params), rows(state.finite), [rows(m) for m in state.moments]
+    state.best = rows(state.best)
     state.active = [state.active[i] for i in stay]
 
 

@@ -98,7 +98,7 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
     ),
     "key with nothing near": (
         edit("{train_loss: 0.01}", "{qqq: 1}"),
-        "cfg.yaml:8:10: training.stop.qqq: unknown key; known: train_loss, max_epochs, max_steps, check_every\n"
+        "cfg.yaml:8:10: training.stop.qqq: unknown key; known: train_loss, max_epochs, max_steps, check_every, patience\n"
         "    stop: {qqq: 1}",
     ),
     "key in the wrong section": (
@@ -390,7 +390,7 @@ def test_scalars_are_those_of_yaml_1_2() -> None:
 def test_resolved_values_have_their_own_type_and_all_defaults(resolve) -> None:
     experiment = resolve(edit("lr: 0.1", "lr: 1").replace("[8]", "[8], gain: 2"))
     assert experiment.dataset == {
-        "name": "digits", "train_size": 1000, "label_noise": 0.0, "standardize": False, "seed": 0,
+        "name": "digits", "train_size": 1000, "label_noise": 0.0, "standardize": False, "validation": 0.0, "seed": 0,
     }  # fmt: skip
     assert experiment.model == {"name": "mlp", "hidden": [8], "bias": True, "gain": 2.0}
     assert [type(v) for v in (experiment.training.lr, experiment.model["gain"])] == [float, float]
@@ -536,7 +536,8 @@ def test_schema_lists_what_is_registered() -> None:
     datasets = {d["properties"]["name"]["const"]: d for d in schema["properties"]["dataset"]["anyOf"]}
     assert set(datasets) == {"digits", "mnist1d", "npz"}
     assert datasets["npz"]["required"] == ["name", "path"]
-    assert set(datasets["digits"]["properties"]) == {"name", "train_size", "label_noise", "standardize", "seed"}
+    options = {"train_size", "label_noise", "standardize", "validation", "seed"}
+    assert set(datasets["digits"]["properties"]) == {"name", *options}
     items = schema["properties"]["metrics"]["anyOf"][1]["items"]["anyOf"]
     assert items[0] == {"enum": ["hessian_top", "regret"]}
     k = items[1]["properties"]["hessian_top"]["anyOf"][0]["properties"]["k"]["anyOf"]
