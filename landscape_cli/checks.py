@@ -33,7 +33,7 @@ ONLY_WITH = {  # setting -> the setting without which it would do nothing, and t
 SNAPSHOTS = "add the epochs to keep, snapshots: [0, 1, 2, 5, 10]"
 YOUNG = ("rho", "adaptive")  # came after the first results were made: runs that do without keep their ids
 YOUNGER = ("ghost_batch", "flip", "crop")  # likewise, of any optimizer; training does without what is not there
-YOUNGEST = {"dataset": "validation", "stop": "patience"}  # likewise, of other sections
+YOUNGEST = {"validation": 0, "patience": None, "score": "loss"}  # likewise, of other sections, with their defaults
 
 
 def canonical(obj: Any) -> str:
@@ -273,7 +273,7 @@ def combinations(base: dict[str, Any], swept: dict[str, list[Any]]) -> Iterator[
         settings = base
         for key, value in chosen.items():
             settings = put(settings, tuple(key.split(".")), value)
-        young = {"dataset": _without(settings["dataset"], YOUNGEST["dataset"])}
+        young = {"dataset": _without_youngest(settings["dataset"])}
         yield chosen, deepcopy({**settings, **young, "training": _without_young(settings["training"])})
 
 
@@ -281,11 +281,11 @@ def _without_young(training: dict[str, Any]) -> dict[str, Any]:
     idle = (k for k in YOUNG if training[ONLY_WITH[k][0]] not in ONLY_WITH[k][1])
     gone = {k for k in (*idle, *YOUNGER) if training[k] == Training.model_fields[k].default}
     kept = {k: v for k, v in training.items() if k not in gone}
-    return kept | {"stop": _without(kept["stop"], YOUNGEST["stop"])}
+    return kept | {"stop": _without_youngest(kept["stop"])}
 
 
-def _without(section: dict[str, Any], young: str) -> dict[str, Any]:
-    return {k: v for k, v in section.items() if k != young or v}
+def _without_youngest(section: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in section.items() if k not in YOUNGEST or v != YOUNGEST[k]}
 
 
 def clashes(base: dict[str, Any], swept: dict[str, list[Any]], seeds: Any) -> list[Problem]:
@@ -312,6 +312,8 @@ def _clashes(data: dict[str, Any], training: dict[str, Any], swept: dict[str, An
         yield ("training", "stop", "patience"), "needs samples that are held out: dataset.validation, 0.1 for a tenth"
     if "patience" in stop and stop["train_loss"] is not None:
         yield ("training", "stop", "patience"), "keeps the best parameters, not those at train_loss: leave out one"
+    if "score" in stop and "patience" not in stop:
+        yield ("training", "stop", "score"), "does nothing without patience"
     if training["schedule"] == "step" and not training["milestones"]:
         yield ("training", "schedule"), "step needs milestones, the epochs at which lr falls"
     for key, (other, values) in ONLY_WITH.items():

@@ -42,7 +42,9 @@ class Data:
     def splits(self) -> list[tuple[str, Tensor, Tensor]]:
         """Name, inputs and labels of each part that there is: train, test, valid."""
         parts = [("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test)]
-        return parts if self.x_valid is None or self.y_valid is None else [*parts, ("valid", self.x_valid, self.y_valid)]
+        return (
+            parts if self.x_valid is None or self.y_valid is None else [*parts, ("valid", self.x_valid, self.y_valid)]
+        )
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Data:
         """The same data elsewhere, inputs in another floating-point type."""

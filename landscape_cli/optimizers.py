@@ -27,8 +27,8 @@ class State:
         finite: the last parameters seen with a finite loss, for runs that diverge.
         history: for each place of the stack, epochs, steps, training and test losses on the way.
         seconds: for each place of the stack, its share of the time.
-        best: with `stop.patience`, the parameters at which each active run had its least validation loss.
-        looks: with it, for each place of the stack, that loss, its epoch and step, and how many looks ago it was.
+        best: with `stop.patience`, the parameters at which each active run had its best validation score.
+        looks: with it, for each place of the stack, that score, its epoch and step, and how many looks ago it was.
     """
 
     params: Params

@@ -72,8 +72,9 @@ class Stop(Section):
     max_steps: Count | None = None
     check_every: Count = Field(1, description="epochs between two looks at the losses")
     patience: Count | None = Field(
-        None, description="after so many looks without a better validation loss; the best parameters are kept"
+        None, description="after so many looks without a better validation score; the best parameters are kept"
     )
+    score: Literal["loss", "accuracy"] = Field("loss", description="of patience: what is taken of the validation set")
 
 
 class Training(Section):

@@ -124,7 +124,7 @@ def train(
         if losses is not None and due:
             book()
             if stop.get("patience"):
-                _look(state, _evaluate(network, state, buffers, data, "valid"), epoch)
+                _look(state, _score(network, state, buffers, data, stop), epoch)
             leaving = _leaving(state, losses, epoch, stop, lambda: _evaluate(network, state, buffers, data, "test"))
             if leaving:
                 for i, verdict in leaving.items():
@@ -137,7 +137,7 @@ def train(
         limit = stop["max_steps"]
         if limit is not None and state.step >= limit:
             if stop.get("patience") and not due:
-                _look(state, _evaluate(network, state, buffers, data, "valid"), epoch)
+                _look(state, _score(network, state, buffers, data, stop), epoch)
             for i, loss in enumerate(_evaluate(network, state, buffers, data).tolist()):
                 verdict = _verdict(loss, stop, "max_steps", _waited(state, i))
                 yield _end(network, state, buffers, data, i, epoch, verdict)
@@ -243,7 +243,13 @@ def _full_gradient(
 
 
 def _evaluate(network: Network, state: State, buffers: Params, data: Data, split: str = "train") -> Tensor:
-    """Average loss (A,) on train, valid or test, in evaluation mode, BatchNorm on the whole training set's statistics.
+    """Average loss (A,) on train, valid or test."""
+    at, theta = _at(network, state, buffers, data, split)
+    return at.loss(theta)
+
+
+def _at(network: Network, state: State, buffers: Params, data: Data, split: str) -> tuple[Objective, Tensor]:
+    """The stack in evaluation mode, BatchNorm on the whole training set's statistics, and where it is (A, p).
 
     Test samples are taken evenly spaced, at most as many as there are to train on.
     """
@@ -251,7 +257,15 @@ def _evaluate(network: Network, state: State, buffers: Params, data: Data, split
     x, y = (getattr(data, f"{side}_{split}")[::every] for side in "xy")
     params = {n: p.detach() for n, p in state.params.items()}
     own = collect_statistics(network, params, {n: b[state.active] for n, b in buffers.items()}, data.x_train)
-    return Objective(network, params, own, x, y).loss(flatten(params))
+    return Objective(network, params, own, x, y), flatten(params)
+
+
+def _score(network: Network, state: State, buffers: Params, data: Data, stop: Settings) -> Tensor:
+    """Loss or share of errors (A,) on the validation set: the less, the better."""
+    if stop.get("score", "loss") == "loss":
+        return _evaluate(network, state, buffers, data, "valid")
+    at, theta = _at(network, state, buffers, data, "valid")
+    return (at.logits(theta).argmax(2) != at.y).double().mean(1)
 
 
 def _leaving(
@@ -280,13 +294,13 @@ def _leaving(
 _NOTED = {round(10 * 1.05**k) for k in range(200)}  # epochs whose loss is kept for the training curve
 
 
-def _look(state: State, losses: Tensor, epoch: int) -> None:
-    """Notes validation losses (A,), and keeps the parameters of the runs that never had a lower one."""
+def _look(state: State, scores: Tensor, epoch: int) -> None:
+    """Notes validation scores (A,), and keeps the parameters of the runs that never had a lower one."""
     better = []
-    for i, (row, loss) in enumerate(zip(state.active, losses.tolist(), strict=True)):
+    for i, (row, score) in enumerate(zip(state.active, scores.tolist(), strict=True)):
         least = state.looks[row]
-        if loss < least.get("loss", math.inf):
-            state.looks[row] = {"loss": loss, "epoch": epoch, "step": state.step, "waited": 0}
+        if score < least.get("score", math.inf):
+            state.looks[row] = {"score": score, "epoch": epoch, "step": state.step, "waited": 0}
             better.append(i)
         else:
             least["waited"] = least.get("waited", 0) + 1
@@ -295,18 +309,18 @@ def _look(state: State, losses: Tensor, epoch: int) -> None:
 
 
 def _waited(state: State, i: int) -> int:
-    """Looks since an active run had its least validation loss; 0 without patience."""
+    """Looks since an active run had its best validation score; 0 without patience."""
     return int(state.looks[state.active[i]].get("waited", 0)) if state.looks else 0
 
 
 def _verdict(loss: float, stop: Settings, limit: str, waited: int) -> tuple[str, str]:
-    """Status and message of a run that leaves with this loss, `waited` looks after its least validation loss."""
+    """Status and message of a run that leaves with this loss, `waited` looks after its best validation score."""
     goal, patience = stop["train_loss"], stop.get("patience")
     if not math.isfinite(loss):
         return "diverged", f"training loss {loss}: lower training.lr"
     if patience is not None and waited < patience:
-        text = "the validation loss was least {} looks ago, not yet stop.patience={} at {}={}: raise it"
-        return "not_converged", text.format(waited, patience, limit, stop[limit])
+        text = "the best validation {} was {} looks ago, not yet stop.patience={}, at {}={}: raise it"
+        return "not_converged", text.format(stop.get("score", "loss"), waited, patience, limit, stop[limit])
     if goal is None or loss <= goal:
         return "ok", ""
     return (
@@ -318,7 +332,7 @@ def _verdict(loss: float, stop: Settings, limit: str, waited: int) -> tuple[str,
 def _end(
     network: Network, state: State, buffers: Params, data: Data, i: int, epoch: int, verdict: tuple[str, str]
 ) -> Outcome:
-    """Active run i as it leaves: with patience at its least validation loss, if diverged at its last finite loss."""
+    """Active run i as it leaves: with patience at its best validation score, if diverged at its last finite loss."""
     status, message = verdict
     source = state.finite if status == "diverged" else state.best or state.params
     outcome = _outcome(network, state, source, buffers, data, i, epoch)

@@ -98,7 +98,7 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
     ),
     "key with nothing near": (
         edit("{train_loss: 0.01}", "{qqq: 1}"),
-        "cfg.yaml:8:10: training.stop.qqq: unknown key; known: train_loss, max_epochs, max_steps, check_every, patience\n"
+        "cfg.yaml:8:10: training.stop.qqq: unknown key; known: train_loss, max_epochs, max_steps, check_every, patience, score\n"
         "    stop: {qqq: 1}",
     ),
     "key in the wrong section": (
