@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 Function = Callable[..., list[Tensor]]
 AFTER = 1000  # calls; the first trace of a process takes a second, as it loads what traces, others 0.05 s
@@ -48,12 +48,13 @@ def _trace(f: Function, tensors: tuple[Tensor, ...]) -> Function:
     """The operations of f, those of autograd among them, one after the other."""
     from torch.fx.experimental.proxy_tensor import make_fx  # takes a second to load
 
-    graph = make_fx(f)(*[t.detach() for t in tensors]).graph
-    for node in list(graph.nodes):
+    module = make_fx(f)(*[t.detach() for t in tensors])
+    for node in list(module.graph.nodes):
         if node.target is torch.ops.aten.alias.default:  # autograd's own view of what it keeps
             node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
+            module.graph.erase_node(node)
         elif isinstance(node.target, torch._ops.OpOverload):  # the same function, called in half the time
             node.target = getattr(torch, node.target.overloadpacket.__name__, node.target)
-    forward: Function = fx.GraphModule(torch.nn.Module(), graph).forward
+    module.recompile()
+    forward: Function = module.forward
     return forward
