@@ -114,6 +114,8 @@ def grid(data: dict[str, Any], known: Known) -> tuple[dict[str, list[Any]], list
             continue
         if key not in leaves(known):
             found = [Problem(("grid", key), _no_leaf(key, known), at_key=True)]
+        elif root == "model" and rest and "model" in (given or {}):
+            found = [Problem(("grid", key), "model is swept as a whole: write it into its values", at_key=True)]
         elif isinstance(values, list) and isinstance(data.get(root), dict if rest else object):
             normal[key], found = _values(key, values, data.get(root), known)
         if found:
@@ -147,7 +149,11 @@ def _no_leaf(key: str, known: Known) -> str:
     if where in known or where == ("training",):
         return f"{printable(key)} is a section: sweep one of its keys"
     if key in ("dataset.name", "model.name"):
-        return "a grid sweeps settings, not names: write one config for each name"
+        return "a grid sweeps settings, not names" + (
+            ": sweep model, whose values are whole sections"
+            if where[0] == "model"
+            else ": write one config for each name"
+        )
     choices = leaves(known)
     ends = [c for c in choices if c.split(".")[-1] == where[-1]]
     hint = f", did you mean '{ends[0]}'?" if ends else did_you_mean(key, choices)
@@ -169,15 +175,36 @@ def compare(given: Any, normal: dict[str, list[Any]], swept: Any) -> tuple[Any, 
         keys = list(swept) if isinstance(swept, dict) else []
         due = f"must be a key of the grid ({', '.join(map(printable, keys)) or 'which is empty'})"
         return given, [] if by in keys else [Problem(("compare", "by"), f"{due}, got {show(by)}")]
-    problems, named = [], {}
+    problems, named, swept = [], {}, titles(normal[by])
     for key, label in labels.items() if isinstance(labels, dict) else ():
-        match = [v for v in normal[by] if _same(v, key)]
+        match = [v for v in swept if _same(v, key)]
         if match:
             named[match[0]] = label
         else:
-            values = ", ".join(map(flow, normal[by]))
+            values = ", ".join(map(flow, swept))
             problems.append(Problem(("compare", "labels", key), f"must be a value of {by} ({values})", at_key=True))
-    return {**given, "labels": named}, problems or _twins(normal[by], labels, by)
+    return {**given, "labels": named}, problems or _twins(swept, labels, by)
+
+
+def titles(values: list[Any]) -> list[Any]:
+    """What swept values are called: themselves, but for models, which are told by their name and what differs.
+
+    Args:
+        values: of one key of the grid, sections with all their settings.
+    """
+    sections = [value for value in values if isinstance(value, dict)]
+    if len(sections) < len(values):
+        return values
+    named = []
+    for one in sections:
+        alike = [other for other in sections if other["name"] == one["name"]]
+        differ = [k for k in one if any(canonical(other[k]) != canonical(one[k]) for other in alike)]
+        named.append(" ".join([one["name"], *(f"{k}={_title(one[k])}" for k in differ)]))
+    return named
+
+
+def _title(value: Any) -> str:
+    return value if isinstance(value, str) else flow(value)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -189,7 +216,7 @@ def group_of(value: Any, labels: dict[Any, str]) -> str:
     for key, label in labels.items():
         if _same(key, value):
             return label
-    return value if isinstance(value, str) else flow(value)
+    return _title(value)
 
 
 def _twins(values: list[Any], labels: Any, by: str) -> list[Problem]:
@@ -267,11 +294,12 @@ def _only(settings: type[BaseModel], key: str) -> type[BaseModel]:
 
 
 def combinations(base: dict[str, Any], swept: dict[str, list[Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Every combination of the grid's values, the last key fastest, each with the settings that it makes."""
-    for values in product(*swept.values()):
-        chosen = dict(zip(swept, values, strict=True))
+    """Every combination of the grid's values as `titles` calls them, the last key fastest, each with its settings."""
+    pairs = [list(zip(titles(values), values, strict=True)) for values in swept.values()]
+    for some in product(*pairs):
+        chosen = dict(zip(swept, (title for title, _ in some), strict=True))
         settings = base
-        for key, value in chosen.items():
+        for key, (_, value) in zip(swept, some, strict=True):
             settings = put(settings, tuple(key.split(".")), value)
         young = {"dataset": _without_youngest(settings["dataset"])}
         yield chosen, deepcopy({**settings, **young, "training": _without_young(settings["training"])})

@@ -159,12 +159,14 @@ def compare(
     sets = [*(sets or []), *as_setting(metrics)]
     _, experiment = read(config, sets, plugin, seeds)
     with opened(with_snapshots(experiment, along), results, device, quiet) as session:
-        from landscape_cli import console
+        from landscape_cli import console, surfacing
         from landscape_cli import experiment as pipeline
 
+        if experiment.surface:
+            surfacing.check(session, experiment.surface)
         if dry_run:
             return show_plan(session, json)
-        table = pipeline.compare(session, fresh=fresh, wait=wait)
+        table = pipeline.compare(session, fresh=fresh, wait=wait, around=surfacing.around)
     runs, failures = pipeline.outcome(session)
     if json:
         console.show_json({"comparison": pipeline.as_json(table), "report": str(session.folder / "report.html")})
@@ -269,7 +271,9 @@ def surface(
     config: Annotated[
         str | None, typer.Option("--config", help="For a checkpoint: the config that names its model and dataset.")
     ] = None,
-    kind: Annotated[str | None, typer.Option("--kind", metavar="line|plane|path", help="What to draw.")] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", metavar="line|plane|path|trajectory|eigen", help="What to draw.")
+    ] = None,
     points: Annotated[int | None, typer.Option("--points", help="Along each axis; 51.")] = None,
     range_: Annotated[
         float | None, typer.Option("--range", help="From -range to range; a path to 1 + range. 1; path: 0.5.")
@@ -287,6 +291,9 @@ def surface(
     draws: Annotated[
         int | None, typer.Option("--draws", help="Of the directions; 3 for a line, 1 for a plane.")
     ] = None,
+    curvature: Annotated[
+        bool, typer.Option("--curvature", help="The Hessian's largest and smallest eigenvalue at each point too.")
+    ] = False,
     directions: Annotated[
         str | None, typer.Option("--directions", metavar="FILE", help="Take those of an earlier surface.")
     ] = None,
@@ -303,11 +310,14 @@ def surface(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Loss and accuracy around minima: filter-normalized lines and planes, and the path from one to another.
+    """Loss and accuracy around minima: filter-normalized lines and planes, the path from one to another, and the planes
+    of a run's trajectory and of the Hessian's top two eigenvectors.
 
     Example: landscape surface small-vs-large
 
     Example: landscape surface small-vs-large --kind path --points 101
+
+    Example: landscape surface small-vs-large --kind eigen --points 11 --curvature
 
     Example: landscape surface model.pt --config my-experiment.yaml --kind plane --points 31
     """
@@ -315,10 +325,10 @@ def surface(
     if not checkpoints and len(target) > 1:
         raise Fault(f"one config at a time, or checkpoints with --config: got {', '.join(target)}")
     given = {"kind": kind, "points": points, "range": range_, "normalization": normalization, "ignore": ignore}
-    given |= {"batchnorm": batchnorm, "seed": seed, "draws": draws}
+    given |= {"batchnorm": batchnorm, "seed": seed, "draws": draws, "curvature": "true" if curvature else None}
     own = [f"surface.{key}={value}" for key, value in given.items() if value is not None]
     _, experiment = read_for(checkpoints, config or target[0], config is None, [*(sets or []), *own], plugin, seeds)
-    from landscape_cli import console, surfacing
+    from landscape_cli import console, surfacing, vectors
     from landscape_cli import experiment as pipeline
     from landscape_cli.config import Surface
 
@@ -336,8 +346,9 @@ def surface(
         console.show_json({"surfaces": told, "report": str(session.folder / "report.html")})
         return
     for run_id, table in tables.items():
-        console.say(f"{run_id}: {surfacing.summary(table)}")
-        console.say(f"  {session.folder / 'surfaces' / f'{run_id}-{asked.kind}.csv'}")
+        path = session.folder / "surfaces" / f"{run_id}-{asked.kind}.csv"
+        console.say(f"{run_id}: {surfacing.summary(table, vectors.facts(path.with_suffix('.safetensors')))}")
+        console.say(f"  {path}")
     console.say(f"\nReport: {session.folder / 'report.html'}")
 
 

@@ -189,6 +189,8 @@ def _run_id(swept: dict[str, Any], settings: dict[str, Any], seed: int) -> str:
 
 
 def _short(key: str) -> str:
+    if key == "model":  # its value begins with its name
+        return ""
     return "b" if key == "training.batch_size" else key.split(".")[-1].replace("_", "")
 
 
@@ -196,7 +198,7 @@ def _letters(value: Any) -> str:
     text = (
         "-".join(map(_letters, value)) if isinstance(value, list) else value if isinstance(value, str) else flow(value)
     )
-    return re.sub(r"[^A-Za-z0-9._-]", "", text)
+    return re.sub(r"[^A-Za-z0-9._-]", "", text.replace(" ", "-"))
 
 
 def digest(obj: Any, length: int) -> str:

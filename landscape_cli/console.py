@@ -74,7 +74,7 @@ def number(value: Any, digits: int = 3) -> str:
 class Progress:
     """Receives events of the pipeline; one live line on a terminal, else one line a minute.
 
-    Events: train {runs, done, stacks}, stack {stack}, step {stack, state}, run {record}, measure {cells},
+    Events: train {runs, done, stacks}, stack {stack}, step {stack, state}, run {record}, measure {cells, unit},
     metric {metric}, cell {metric, runs}, draw {}.
     """
 
@@ -85,7 +85,7 @@ class Progress:
         self.runs = self.runs_done = self.cells = self.cells_done = 0
         self.began = self.start
         self.since = (2**62, 0.0)  # step and time at which the present stack was first seen
-        self.line = ""
+        self.line, self.unit = "", "cells"
 
     def __enter__(self) -> Progress:
         if not self.quiet and self.console.is_terminal:
@@ -120,9 +120,10 @@ class Progress:
         elif event == "step":
             self.line = self._training(facts)
         elif event == "measure":
-            self.cells, self.began = facts["cells"], time.monotonic()
+            self.cells, self.cells_done, self.began = facts["cells"], 0, time.monotonic()
+            self.unit = facts.get("unit", "cells")
         elif event == "metric":
-            self.line = f"measuring {safe(facts['metric'])}  {self.cells_done}/{self.cells} cells{self._left()}"
+            self.line = f"measuring {safe(facts['metric'])}  {self.cells_done}/{self.cells} {self.unit}{self._left()}"
         elif event == "cell":
             self.cells_done += facts["runs"]
         elif event == "draw":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -34,6 +34,9 @@ PICTURES = (
     "surface_path",
     "surface_plane",
     "surface_relief",
+    "surface_trajectory",
+    "surface_eigen",
+    "surface_curvature",
 )
 
 
@@ -81,8 +84,21 @@ def measure(session: Session, wanted: list[measurement.Measurement], *, wait: bo
     return table
 
 
-def compare(session: Session, *, fresh: bool = False, wait: bool = False) -> DataFrame:
-    """`landscape compare`: what is missing, then all tables, figures and the report; comparison.csv is returned."""
+def compare(
+    session: Session,
+    *,
+    fresh: bool = False,
+    wait: bool = False,
+    around: Callable[[Session, dict[str, Record]], None] | None = None,
+) -> DataFrame:
+    """`landscape compare`: what is missing, then all tables, figures and the report; comparison.csv is returned.
+
+    Args:
+        session: the experiment's.
+        fresh: forget its runs first.
+        wait: for the folder.
+        around: makes the surfaces of the config.
+    """
     with writing(session, wait):
         if fresh:
             runs.forget(session)
@@ -96,6 +112,8 @@ def compare(session: Session, *, fresh: bool = False, wait: bool = False) -> Dat
             run_table, metric_table = runs_table(session), _metrics_table(session, records, settings_of)
         table = analysis.compare(metric_table, run_table, session.groups, same_as())
         store.write(session.folder / "comparison.csv", store.table_bytes(table))
+        if around:
+            around(session, records)
         draw(session.folder, list(records.values()), session.groups, session)
     return table
 
@@ -158,7 +176,7 @@ def draw(folder: Path, records: Sequence[Record], groups: list[str], session: Se
             *plots.regret_by_radius(metric_table, run_table, groups, stems[3]),
             *curves.along_training(metric_table, run_table, groups, edges(folder, records), stems[5]),
         ]
-    for stale in {stem.with_suffix(kind) for stem in stems for kind in (".png", ".svg")}.difference(drawn):
+    for stale in {stem.with_suffix(kind) for stem in stems for kind in (".png", ".svg", ".html")}.difference(drawn):
         stale.unlink(missing_ok=True)  # of tables that had more to show
     about = {name: entry.summary for name, entry in REGISTRY["metric"].items()}
     store.write(page, report.render(folder, about, same_as()))

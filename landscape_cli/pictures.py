@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
-from pandas import DataFrame
+from pandas import DataFrame, Series
 
 from landscape_cli import plots, vectors
+from landscape_cli.atomic import write_many
 from landscape_cli.plots import DASHED, Look
 from landscape_cli.tables import read_table
 
@@ -24,20 +27,37 @@ def surfaces(folder: Path, runs: DataFrame, groups: list[str]) -> list[Path]:
     """All figures of surfaces/*.csv of an experiment's folder; the files written."""
     group_of = {} if not len(runs) else dict(zip(runs["run_id"], runs["group"], strict=True))
     drawn = []
-    for kind in ("line", "path", "plane"):
-        files = sorted((folder / "surfaces").glob(f"*-{kind}.csv"))
-        tables = {path.name.removesuffix(f"-{kind}.csv"): read_table(path) for path in files}
-        place = folder / "plots"
-        if kind == "plane":
-            drawn += contours(tables, group_of, place / "surface_plane")
-            drawn += relief(tables, group_of, place / "surface_relief")
-        else:
-            ends = {
-                run_id: str(vectors.facts(path.with_suffix(".safetensors")).get("to", ""))
-                for run_id, path in zip(tables, files, strict=True)
-            }
+    place, maps = folder / "plots", dict[str, DataFrame]()
+    for kind in ("line", "path", "plane", "trajectory", "eigen"):
+        tables = _read(folder, kind)
+        facts = {r: vectors.facts(folder / "surfaces" / f"{r}-{kind}.safetensors") for r in tables}
+        if kind in ("line", "path"):
+            ends = {run_id: str(known.get("to", "")) for run_id, known in facts.items()}
             drawn += curves(tables, group_of, groups, ends if kind == "path" else {}, place / f"surface_{kind}")
-    return drawn
+            continue
+        labels = {run_id: _axes(known) for run_id, known in facts.items()}
+        ways = _read(folder, f"{kind}-snapshots")
+        drawn += contours(tables, group_of, place / f"surface_{kind}", labels, ways)
+        maps |= {f"{r} {kind}": t for r, t in _read(folder, f"{kind}-curvature").items()}
+        if kind == "plane":
+            drawn += relief(tables, group_of, place / "surface_relief")
+            drawn += interactive(tables, group_of, place / "surface_relief.html")
+    return drawn + curvature_maps(maps, group_of, place / "surface_curvature")
+
+
+def _read(folder: Path, what: str) -> dict[str, DataFrame]:
+    """Run id -> surfaces/<run_id>-<what>.csv."""
+    files = sorted((folder / "surfaces").glob(f"*-{what}.csv"))
+    return {path.name.removesuffix(f"-{what}.csv"): read_table(path) for path in files}
+
+
+def _axes(facts: Mapping[str, Any]) -> tuple[str, str]:
+    """What x and y of a plane are."""
+    if shares := facts.get("explained_variance"):
+        return f"1st component ({shares[0]:.1%} of the variance)", f"2nd component ({shares[1]:.1%})"
+    if values := facts.get("eigenvalues"):
+        return f"1st eigenvector (eigenvalue {values[0]:.3g})", f"2nd eigenvector ({values[1]:.3g})"
+    return "x", "y"
 
 
 def curves(
@@ -93,8 +113,23 @@ def _band(ax: Axes, table: DataFrame, quantity: str, look: Look, dash: object) -
         ax.fill_between(wide.index, values.min(1), values.max(1), color=look.color, alpha=0.15, lw=0)
 
 
-def contours(tables: Tables, group_of: Mapping[str, str], stem: Path) -> list[Path]:
-    """Training loss on planes through minima, the first draw of each, on one scale of colours."""
+def contours(
+    tables: Tables,
+    group_of: Mapping[str, str],
+    stem: Path,
+    labels: Mapping[str, tuple[str, str]] | None = None,
+    ways: Tables | None = None,
+) -> list[Path]:
+    """Training loss on planes through minima, the first draw of each, on one scale of colours.
+
+    Args:
+        tables: surfaces/<run_id>-<kind>.csv.
+        group_of: run id -> group.
+        stem: path without suffix.
+        labels: run id -> what x and y are.
+        ways: run id -> its snapshots on the plane.
+    Returns: the files written.
+    """
     planes = {run_id: _plane(table) for run_id, table in tables.items()}
     finite = [z[np.isfinite(z) & (z > 0)] for _, _, z in planes.values()]
     if not planes or not any(map(len, finite)):
@@ -109,11 +144,57 @@ def contours(tables: Tables, group_of: Mapping[str, str], stem: Path) -> list[Pa
             lines = ax.contour(x, y, z, levels=levels[::2], colors="white", linewidths=0.5, norm=LogNorm())
             ax.clabel(lines, fmt=_short, fontsize=6)
             ax.plot(0, 0, marker="+", color="white", ms=7)
-            ax.set(xlabel="x", ylabel="y", aspect="equal")
+            xlabel, ylabel = (labels or {}).get(run_id, ("x", "y"))
+            ax.set(xlabel=xlabel, ylabel=ylabel, aspect="auto" if ways else "equal")
+            if ways and run_id in ways:
+                _way(ax, ways[run_id])
             plots.panel_title(ax, group_of.get(run_id, run_id), run_id)
         bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02, format=FuncFormatter(_short))
         bar.set_label("training loss (nats), log scale")
         return plots.save(figure, stem)
+
+
+def _way(ax: Axes, table: DataFrame) -> None:
+    """A run's snapshots on the plane, their epochs beside the first ones."""
+    own = table[table["split"] == "train"]
+    ax.plot(own["x"], own["y"], color="crimson", marker="o", ms=2.5, lw=1)
+    for _, row in own.iloc[:3].iterrows():
+        where = (float(row["x"]), float(row["y"]))
+        ax.annotate(
+            f"{row['epoch']:.0f}", where, color="crimson", fontsize=7, textcoords="offset points", xytext=(3, 3)
+        )
+
+
+def curvature_maps(tables: Tables, group_of: Mapping[str, str], stem: Path) -> list[Path]:
+    """|lambda_min / lambda_max| of the Hessian on planes: near 0 the loss looks convex (Li et al. 2018, section 6).
+
+    Args:
+        tables: "<run_id> <kind>" -> surfaces/<run_id>-<kind>-curvature.csv.
+        group_of: run id -> group.
+        stem: path without suffix.
+    Returns: the files written, none if there is no such surface.
+    """
+    planes = {key: _plane(table.assign(split="train", ratio=_ratio(table)), "ratio") for key, table in tables.items()}
+    if not any(np.isfinite(z).any() for _, _, z in planes.values()):
+        return []
+    with plots.styled():
+        figure, axes = plots.panels(len(planes), 3.3, min(3, max(2, len(planes))))
+        for ax, (key, (x, y, z)) in zip(axes, planes.items(), strict=True):
+            image = ax.pcolormesh(x, y, np.ma.masked_invalid(z), vmin=0, vmax=1, cmap="viridis", shading="nearest")
+            ax.plot(0, 0, marker="+", color="white", ms=7)
+            ax.set(xlabel="x", ylabel="y", aspect="auto" if key.endswith("trajectory") else "equal")
+            run_id, kind = key.split(" ")
+            plots.panel_title(ax, f"{group_of.get(run_id, run_id)}, {kind}", run_id)
+        bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02, extend="max")
+        bar.set_label("|λ_min / λ_max| of the Hessian; 0: convex")
+        return plots.save(figure, stem)
+
+
+def _ratio(table: DataFrame) -> Series:
+    """|lambda_min / lambda_max|, 0 where the smallest eigenvalue is not negative."""
+    top = table["lambda_max"].where(table["lambda_max"] > 0)
+    ratio: Series = -table["lambda_min"].clip(upper=0) / top
+    return ratio
 
 
 def relief(tables: Tables, group_of: Mapping[str, str], stem: Path) -> list[Path]:
@@ -136,13 +217,35 @@ def relief(tables: Tables, group_of: Mapping[str, str], stem: Path) -> list[Path
         return plots.save(figure, stem)
 
 
+def interactive(tables: Tables, group_of: Mapping[str, str], path: Path) -> list[Path]:
+    """The same planes as surfaces to turn and zoom, side by side, in one page; none without plotly (an extra)."""
+    if not tables or not find_spec("plotly"):
+        return []
+    from plotly.graph_objects import Surface
+    from plotly.subplots import make_subplots
+
+    titles = [str(group_of.get(run_id, run_id)) for run_id in tables]
+    figure = make_subplots(1, len(tables), specs=[[{"type": "surface"}] * len(tables)], subplot_titles=titles)
+    for column, table in enumerate(tables.values(), 1):
+        x, y, z = _plane(table)
+        height = np.log10(np.where(z > 0, z, np.nan))
+        say = "x %{x:.3g}<br>y %{y:.3g}<br>training loss %{customdata:.4g}<extra></extra>"
+        one = Surface(x=x, y=y, z=height, customdata=z, coloraxis="coloraxis", hovertemplate=say)
+        figure.add_trace(one, row=1, col=column)
+    axes = {"xaxis": {"title": "x"}, "yaxis": {"title": "y"}, "zaxis": {"title": "log10 training loss"}}
+    figure.update_scenes(**axes)
+    figure.update_layout(coloraxis={"colorscale": "Viridis", "colorbar": {"title": "log10 loss"}})
+    write_many([(path, figure.to_html(include_plotlyjs=True).encode())])
+    return [path]
+
+
 def _short(value: float, _: object = None) -> str:
     return plots.tick(float(f"{value:.2g}"))
 
 
-def _plane(table: DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _plane(table: DataFrame, values: str = "loss") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     own = table[(table["split"] == "train") & (table["draw"] == 0)]
-    wide = own.pivot_table(index="y", columns="x", values="loss", dropna=False)
+    wide = own.pivot_table(index="y", columns="x", values=values, dropna=False)
     return (
         wide.columns.to_numpy(dtype=np.float64),
         wide.index.to_numpy(dtype=np.float64),

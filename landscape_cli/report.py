@@ -66,6 +66,22 @@ CAPTIONS = {  # plot's stem: title, what it shows; in the order of the page
         "Training loss on a random plane through a minimum (+) of each group, one scale of colours for all.",
     ),
     "surface_relief": ("The same planes from the side", "The logarithm of the training loss as height."),
+    "surface_trajectory": (
+        "The way of a run",
+        "Training loss on the plane of the two principal components of a run's snapshots (Li et al. 2018, section 7), "
+        "with the snapshots' shadows on it (the first ones by epoch) and the minimum (+). What the plane leaves out is "
+        "in surfaces/*-snapshots.csv: each snapshot's own loss beside that of its shadow.",
+    ),
+    "surface_eigen": (
+        "The sharpest plane",
+        "Training loss on the plane of the two eigenvectors of the Hessian with the largest eigenvalues, x and y in "
+        "units of parameters.",
+    ),
+    "surface_curvature": (
+        "How convex the loss is about minima",
+        "|λ_min / λ_max| of the Hessian of the training loss over a plane (Li et al. 2018, section 6): dark where "
+        "negative curvature is small beside the positive one.",
+    ),
     "lines": (
         "The same function, sharp and flat",
         "Loss along a random line through a minimum and through images of it that compute the same function. Left: in "
@@ -112,6 +128,7 @@ class Figure(NamedTuple):
     src: str
     width: int
     height: int
+    page: str  # file of its interactive form, beside the report; empty if there is none
 
 
 def table(path: Path) -> DataFrame:
@@ -239,7 +256,8 @@ def figures(folder: Path) -> list[Figure]:
         width, height = struct.unpack(">II", data[16:24]) if len(data) >= 24 else (0, 0)  # the PNG's IHDR
         title, caption = CAPTIONS.get(path.stem, (path.stem.replace("_", " "), ""))
         src = "data:image/png;base64," + base64.b64encode(data).decode()
-        found.append(Figure(title, caption, src, width, height))
+        page = f"plots/{path.stem}.html" if path.with_suffix(".html").is_file() else ""
+        found.append(Figure(title, caption, src, width, height, page))
     return found
 
 

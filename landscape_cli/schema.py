@@ -125,18 +125,23 @@ class Audit(Section):
 class Surface(Section):
     """What `landscape surface` draws."""
 
-    kind: Literal["line", "plane", "path"] = Field(
-        "line", description="a random line or plane through a minimum; the path from one minimum to another"
+    kind: Literal["line", "plane", "path", "trajectory", "eigen"] = Field(
+        "line",
+        description="a random line or plane through a minimum; the path to another minimum; the plane of the "
+        "snapshots' principal components; that of the Hessian's top two eigenvectors",
     )
     points: Annotated[int, Ge(2)] = Field(51, description="along each axis")
-    range: Positive | None = Field(None, description="from -range to range (1); path: to 1 + range (0.5)")
+    range: Positive | None = Field(
+        None, description="from -range to range (1); path: to 1 + range (0.5); trajectory: about the snapshots"
+    )
     normalization: Literal["filter", "layer", "weight", "none"] = Field("filter", description="of random directions")
     ignore: Literal["biasbn", "none"] = Field("biasbn", description="biasbn leaves biases and BatchNorm where they are")
     batchnorm: Literal["fixed", "interpolate", "recompute"] | None = Field(
-        None, description="statistics off the minimum: fixed; on a path recompute"
+        None, description="statistics off the minimum: fixed; for path and trajectory recompute"
     )
     seed: Natural = Field(0, description="of the directions")
     draws: Count | None = Field(None, description="of random directions: 3 for a line, 1 for a plane")
+    curvature: bool = Field(False, description="the Hessian's largest and smallest eigenvalue at each point too")
     directions: str | None = Field(None, description="a .safetensors file of an earlier surface to take them from")
     runs: list[str] = Field([], description="run ids; the first run of each group")
 
@@ -196,9 +201,9 @@ def known_keys(data: dict[str, Any]) -> Known:
 
 
 def leaves(known: Known) -> list[str]:
-    """The dotted keys that a grid can sweep."""
+    """The dotted keys that a grid can sweep; a model also as a whole."""
     keys = [".".join((*s, k)) for s in known if s and s[0] in MEASURED for k in known[s] if (*s, k) not in known]
-    return [k for k in keys if k not in ("dataset.name", "model.name")] + ["precision"]
+    return [k for k in keys if k not in ("dataset.name", "model.name")] + ["model", "precision"]
 
 
 def takes_list(annotation: Any) -> bool:
@@ -222,7 +227,7 @@ def schema() -> dict[str, Any]:
     names = sorted(REGISTRY["metric"])
     one = [{"enum": names}, *(_metric_schema(name, shared) for name in names)]
     properties["metrics"] = {"anyOf": [{"enum": ["default", "all"]}, {"type": "array", "items": {"anyOf": one}}]}
-    properties["grid"] |= {"propertyNames": {"pattern": r"^((dataset|model|training)\..+|precision)$"}}
+    properties["grid"] |= {"propertyNames": {"pattern": r"^((dataset|model|training)\..+|model|precision)$"}}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **root, "title": "landscape experiment"}
 
 

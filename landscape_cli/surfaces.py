@@ -105,11 +105,12 @@ class Place:
     def _work(self) -> int:
         """About the multiplications of one point."""
         train = self.sides["train"]
-        positions = train.x[0, 0].numel() if self._convolves else 1
+        positions = train.x[0, 0].numel() if self.convolves else 1
         return int(self.theta.shape[1]) * sum(side.n for side in self.sides.values()) * max(1, positions // 8)
 
     @cached_property
-    def _convolves(self) -> bool:
+    def convolves(self) -> bool:
+        """Whether the network has convolutions, whose points are evaluated one by one."""
         module = self.sides["train"].network.module
         return any(isinstance(layer, nn.modules.conv._ConvNd) for layer in module.modules())
 
@@ -136,7 +137,7 @@ class Place:
         """Loss and accuracy of each split at points (P, 2): (P, splits, 2) in float64 on the CPU."""
         theta = self.points(xy)
         buffers = self.buffers(theta, xy)
-        rows = [slice(i, i + 1) for i in range(len(xy))] if self._convolves else [slice(0, len(xy))]
+        rows = [slice(i, i + 1) for i in range(len(xy))] if self.convolves else [slice(0, len(xy))]
         return torch.cat([self._scores(theta[k], {n: b[k] for n, b in buffers.items()}) for k in rows])
 
     def _scores(self, theta: Tensor, buffers: Params) -> Tensor:
@@ -153,7 +154,7 @@ class Place:
     def _light(self) -> tuple[Network, Fold]:
         """The network to evaluate, and what makes its parameters of (params, buffers); folded if it convolves."""
         train = self.sides["train"]
-        if not self._convolves:
+        if not self.convolves:
             return train.network, lambda params, buffers: params
         return without_norms(train, flatten(train.like))
 

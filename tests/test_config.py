@@ -3,6 +3,7 @@
 # ruff: noqa: E501 - error lines are compared whole, and read best in one piece
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -222,8 +223,29 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
     ),
     "grid over models": (
         edit("training.batch_size: [10, 1000]", "model.name: [mlp]"),
-        "cfg.yaml:9:8: grid.model.name: a grid sweeps settings, not names: write one config for each name\n"
+        "cfg.yaml:9:8: grid.model.name: a grid sweeps settings, not names: sweep model, whose values are whole sections\n"
         "    grid: {model.name: [mlp]}",
+    ),
+    "grid over datasets": (
+        edit("training.batch_size: [10, 1000]", "dataset.name: [digits]"),
+        "cfg.yaml:9:8: grid.dataset.name: a grid sweeps settings, not names: write one config for each name\n"
+        "    grid: {dataset.name: [digits]}",
+    ),
+    "grid over whole models": (
+        edit("training.batch_size: [10, 1000]", "model: [{name: mlp, gain: x}, {name: mpl}, {hidden: [8]}, mlp]"),
+        "cfg.yaml:9:34: grid.model[0].gain: must be a number, got 'x'\n"
+        "    grid: {model: [{name: mlp, gain: x}, {name: mpl}, {hidden: [8]}, mlp]}\n"
+        "cfg.yaml:9:45: grid.model[1].name: unknown model 'mpl', did you mean 'mlp'?\n"
+        "    grid: {model: [{name: mlp, gain: x}, {name: mpl}, {hidden: [8]}, mlp]}\n"
+        "cfg.yaml:9:51: grid.model[2].name: is missing: give it a value\n"
+        "    grid: {model: [{name: mlp, gain: x}, {name: mpl}, {hidden: [8]}, mlp]}\n"
+        "cfg.yaml:9:66: grid.model[3]: must be {name: a model, its settings}, got 'mlp'\n"
+        "    grid: {model: [{name: mlp, gain: x}, {name: mpl}, {hidden: [8]}, mlp]}",
+    ),
+    "grid over models and their settings": (
+        edit("training.batch_size: [10, 1000]", "model: [{name: mlp}], model.bias: [true, false]"),
+        "cfg.yaml:9:30: grid.model.bias: model is swept as a whole: write it into its values\n"
+        "    grid: {model: [{name: mlp}], model.bias: [true, false]}",
     ),
     "grid values": (
         edit("[10, 1000]", "[10, 0, 10, x]"),
@@ -410,6 +432,27 @@ def test_runs_are_every_combination_in_order_with_stable_ids(resolve) -> None:
     assert len({r.run_id for r in runs}) == 8
     # a change here orphans the results of every user: raise the version of the results folder with it
     assert config.expand(resolve(GOOD))[0].run_id == "b10-s0-ddd93295"
+
+
+def test_models_are_swept_as_whole_sections_and_called_by_what_differs(resolve) -> None:
+    text = edit(
+        "training.batch_size: [10, 1000]", "model: [{name: mlp}, {name: mlp, hidden: [4], bias: false}, {name: cnn1d}]"
+    )
+    labels = "compare: {by: model, labels: {cnn1d: net}}\n"
+    text = re.sub("compare:.*\n", "", text) + labels
+    experiment = resolve(text)
+    assert [m["name"] for m in experiment.grid["model"]] == ["mlp", "mlp", "cnn1d"]
+    runs = config.expand(experiment)
+    names = ["mlp hidden=[100] bias=true", "mlp hidden=[4] bias=false", "cnn1d"]
+    assert [r.swept for r in runs[::2]] == [{"model": name} for name in names]
+    assert [r.group for r in runs[::2]] == [*names[:2], "net"]
+    assert [r.settings["model"]["name"] for r in runs[::2]] == ["mlp", "mlp", "cnn1d"]
+    assert runs[2].run_id.startswith("mlp-hidden4-biasfalse-s0-")
+    assert config.expand(resolve(config.dump(experiment))) == runs
+    wrong = text.replace("{cnn1d: net", "{cnn: net")
+    due = 'must be a value of model ("mlp hidden=[100] bias=true", "mlp hidden=[4] bias=false", cnn1d)'
+    with pytest.raises(Fault, match=re.escape(due)):
+        resolve(wrong)
 
 
 def test_run_ids_depend_on_meaning_not_on_spelling(resolve) -> None:

@@ -27,9 +27,9 @@ SAVING = "import landscape_cli.runs as runs; runs.SAVE_EVERY = 0.05; from landsc
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
-def start(place: Path, *words: str) -> subprocess.Popen[str]:
+def start(place: Path, *words: str, code: str = SAVING) -> subprocess.Popen[str]:
     """`landscape ...` in a process group of its own, one that saves its state often."""
-    command = [sys.executable, "-c", SAVING, *words]
+    command = [sys.executable, "-c", code, *words]
     pipe: Any = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=place, env=ENVIRONMENT, process_group=0)
 
@@ -141,3 +141,42 @@ def test_interrupted_and_in_use(whole: tuple[Path, dict[str, Any]]) -> None:
         _, wrong = third.communicate(timeout=60)
         assert (third.returncode, wrong) == (0, "")
     assert facts(folder) == due
+
+
+def test_a_surface_killed_three_times(whole: tuple[Path, dict[str, Any]]) -> None:
+    """SIGKILL between the parts of a plane: the files are the same to the byte, and no finished part is made again."""
+    place, _ = whole
+    words = ("surface", "tiny.yaml", "--kind", "plane", "--points", "31", "--quiet", "--set", "seeds=1")
+    with ended(start(place, *words, "--results", "whole")) as process:
+        _, wrong = process.communicate(timeout=60)
+        assert process.returncode == 0, wrong
+    folder, log = place / "cut" / "tiny", place / "asked.log"
+    code = f"""
+import landscape_cli.surfaces as s
+keep = s.Place.scores
+def scores(self, xy):
+    values = keep(self, xy)
+    with open({str(log)!r}, "a") as file:
+        file.write(repr((float(self.theta.sum()), xy[0].tolist())) + "\\n")
+    return values
+s.Place.scores = scores
+{SAVING}
+"""
+    parts, finished = 0, 0
+    for _ in range(3):
+        with ended(start(place, *words, "--results", "cut", code=code)) as process:
+            wait_for(process, lambda: len([*folder.glob("surfaces/*.parts/*.json")]) >= parts + 3)  # noqa: B023
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            assert process.returncode == -signal.SIGKILL
+        parts = len([*folder.glob("surfaces/*.parts/*.json")])
+        assert parts > finished
+        finished = parts
+    with ended(start(place, *words, "--results", "cut", code=code)) as process:
+        _, wrong = process.communicate(timeout=60)
+        assert (process.returncode, wrong) == (0, "")
+    made = log.read_text().splitlines()
+    assert len(set(made)) == 2 * -(-31 * 31 // 64)
+    assert len(made) <= len(set(made)) + 3  # the one that each kill caught before its file was in place
+    for path in sorted((folder / "surfaces").iterdir()):
+        assert path.read_bytes() == (place / "whole" / "tiny" / "surfaces" / path.name).read_bytes()

@@ -240,7 +240,7 @@ def test_the_command(call: Call, tmp_path: Path) -> None:
         (("--batchnorm", "interpolate"), 2, "--batchnorm interpolate: needs two minima: --kind path"),
         (("--directions", "no.safetensors"), 5, "--directions: no.safetensors: no such file"),
         (("--normalization", "filters"), 2, "surface.normalization"),
-        (("--kind", "path", "--directions", "x"), 2, "--directions: a path has a direction of its own"),
+        (("--kind", "path", "--directions", "x"), 2, "--directions: --kind path has directions of its own"),
         (("--draws", "2", "--directions", "x"), 2, "--draws: --directions tells how many there are"),
         (("--points", "1"), 2, "surface.points"),
         (("--runs", ","), 2, "--runs: ',' names nothing"),
@@ -257,17 +257,35 @@ def test_figures(tmp_path: Path) -> None:
     (tmp_path / "plots").mkdir()
     xy = grid([(-1.0, 1.0)] * 2, 5).tolist()
     for run_id, lift in (("a", 0.1), ("b", 0.2)):
-        for kind, points in (("plane", xy), ("line", xy[:5]), ("path", xy[:5])):
+        kinds = {"plane": xy, "line": xy[:5], "path": xy[:5], "eigen": xy, "trajectory": xy}
+        for kind, points in kinds.items():
             rows = [(0, x, y, s, lift + x * x + y * y, 0.5, "ok") for x, y in points for s in ("train", "test")]
             columns = dict(zip(surfacing.COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
             columns["loss"][0] = None
             table = store.lines_table(columns)
             store.write(tmp_path / "surfaces" / f"{run_id}-{kind}.csv", store.table_bytes(table))
+        bends = [(0, x, y, 2.0, -x, "ok", "") for x, y in xy]
+        way = [(e, 1 - e / 3, 0.1, 0.2, s, 1.0, 0.5, 1.1, 0.5, "ok") for e in range(4) for s in ("train", "test")]
+        for name, columns_, rows in (
+            ("plane-curvature", surfacing.CURVATURE, bends),
+            ("trajectory-snapshots", surfacing.SNAPSHOTS, way),
+        ):
+            table = store.lines_table(dict(zip(columns_, map(list, zip(*rows, strict=True)), strict=True)))
+            store.write(tmp_path / "surfaces" / f"{run_id}-{name}.csv", store.table_bytes(table))
     runs = store.lines_table({"run_id": ["a", "b"], "group": ["small", "large"]})
     drawn = pictures.surfaces(tmp_path, runs, ["small", "large"])
     assert {p.name for p in drawn if p.suffix == ".png"} == {
-        f"surface_{name}.png" for name in ("line", "path", "plane", "relief")
+        f"surface_{name}.png" for name in ("line", "path", "plane", "relief", "trajectory", "eigen", "curvature")
     }
+    page = (tmp_path / "plots" / "surface_relief.html").read_text()
+    assert "Plotly.newPlot" in page and "small" in page and "large" in page and 'src="http' not in page
+    assert pictures._axes({"explained_variance": [0.9, 0.05]}) == (
+        "1st component (90.0% of the variance)",
+        "2nd component (5.0%)",
+    )
+    assert pictures._axes({"eigenvalues": [2.0, 1.25]}) == ("1st eigenvector (eigenvalue 2)", "2nd eigenvector (1.25)")
+    ratio = pictures._ratio(store.read_table(tmp_path / "surfaces" / "a-plane-curvature.csv"))
+    assert sorted(set(ratio)) == [0.0, 0.25, 0.5]
     assert pictures.surfaces(tmp_path / "plots", runs, ["small"]) == []
     group_of = {"a": "small", "b": "large", "c": "small"}
     assert pictures._from_to({"a": "b"}, group_of) == "x, 0: small, 1: large"
