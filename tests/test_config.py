@@ -297,6 +297,28 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
         edit("  lr: 0.1", "  nesterov: true\n  lr: 0.1"),
         "cfg.yaml:6:13: training.nesterov: needs momentum above 0\n    nesterov: true",
     ),
+    "patience with nothing held out": (
+        edit("{train_loss: 0.01}", "{patience: 5}"),
+        "cfg.yaml:8:20: training.stop.patience: needs samples that are held out: dataset.validation, 0.1 for a tenth\n"
+        "    stop: {patience: 5}",
+    ),
+    "patience and a goal": (
+        edit("{train_loss: 0.01}", "{train_loss: 0.01, patience: 5}").replace("1000}", "1000, validation: 0.1}"),
+        "cfg.yaml:8:38: training.stop.patience: keeps the best parameters, not those at train_loss: leave out one\n"
+        "    stop: {train_loss: 0.01, patience: 5}",
+    ),
+    "patience of none": (
+        edit("{train_loss: 0.01}", "{patience: 0}"),
+        "cfg.yaml:8:20: training.stop.patience: must be at least 1, got 0\n    stop: {patience: 0}",
+    ),
+    "score without patience": (
+        edit("{train_loss: 0.01}", "{score: accuracy}"),
+        "cfg.yaml:8:17: training.stop.score: does nothing without patience\n    stop: {score: accuracy}",
+    ),
+    "all held out": (
+        edit("train_size: 1000", "validation: 1"),
+        "cfg.yaml:3:37: dataset.validation: must be less than 1, got 1\n    dataset: {name: digits, validation: 1}",
+    ),
     "setting without effect": (
         edit("  lr: 0.1", "  optimizer: adam\n  momentum: 0.9\n  lr: 0.1"),
         "cfg.yaml:7:13: training.momentum: does nothing with optimizer adam, only with sgd or sam\n    momentum: 0.9",
