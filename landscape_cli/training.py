@@ -95,9 +95,9 @@ def train(
     common, n = settings[0], len(data.y_train)
     batch = batch_of(common, n)
     per_epoch = -(-n // batch)
+    _check(network, common, data)
     drawn = common.get("flip") or common.get("crop") or network.drops
     plain = not (drawn or common["label_smoothing"] or network.normalizes)
-    _check(network, common, data)
     free_check = batch == n and plain  # a full-batch step computes the training loss on its way
     at = Objective(network, state.params, buffers, data.x_train, data.y_train)
     piece = at.chunk_size(MEMORY) if free_check else n
@@ -123,29 +123,24 @@ def train(
             yield from _snapshots(network, state, buffers, data, epoch, common["snapshots"])
         if losses is not None and due:
             book()
-            if stop.get("patience"):
-                _look(state, _score(network, state, buffers, data, stop), epoch)
+            _look(network, state, buffers, data, epoch, stop)
             leaving = _leaving(state, losses, epoch, stop, lambda: _evaluate(network, state, buffers, data, "test"))
+            for i, verdict in leaving.items():
+                yield _end(network, state, buffers, data, i, epoch, verdict)
             if leaving:
-                for i, verdict in leaving.items():
-                    yield _end(network, state, buffers, data, i, epoch, verdict)
                 stay = [i for i in range(len(state.active)) if i not in leaving]
                 gradient = [g[stay] for g in gradient] if gradient is not None else None
                 _keep(state, stay)
                 if not stay:
                     break
-        limit = stop["max_steps"]
-        if limit is not None and state.step >= limit:
-            if stop.get("patience") and not due:
-                _look(state, _score(network, state, buffers, data, stop), epoch)
-            for i, loss in enumerate(_evaluate(network, state, buffers, data).tolist()):
-                verdict = _verdict(loss, stop, "max_steps", _waited(state, i))
-                yield _end(network, state, buffers, data, i, epoch, verdict)
+        if stop["max_steps"] is not None and state.step >= stop["max_steps"]:
+            if not due:
+                _look(network, state, buffers, data, epoch, stop)
+            yield from _all_end(network, state, buffers, data, epoch, stop)
             break
         if gradient is not None:
             if common["optimizer"] == "sam":
-                above = ascended(state, settings, gradient)
-                gradient = _full_gradient(network, state, above, buffers, data, piece)[1]
+                gradient = _full_gradient(network, state, ascended(state, settings, gradient), buffers, data, piece)[1]
             update(state, settings, gradient, per_epoch, batch)
             state.step += 1
         else:
@@ -294,9 +289,11 @@ def _leaving(
 _NOTED = {round(10 * 1.05**k) for k in range(200)}  # epochs whose loss is kept for the training curve
 
 
-def _look(state: State, scores: Tensor, epoch: int) -> None:
-    """Notes validation scores (A,), and keeps the parameters of the runs that never had a lower one."""
-    better = []
+def _look(network: Network, state: State, buffers: Params, data: Data, epoch: int, stop: Settings) -> None:
+    """With patience, notes validation scores and keeps the parameters of the runs that never had a lower one."""
+    if not stop.get("patience"):
+        return
+    scores, better = _score(network, state, buffers, data, stop), []
     for i, (row, score) in enumerate(zip(state.active, scores.tolist(), strict=True)):
         least = state.looks[row]
         if score < least.get("score", math.inf):
@@ -340,6 +337,15 @@ def _end(
     if source is state.best:
         outcome.epochs, outcome.steps = (int(state.looks[outcome.row][key]) for key in ("epoch", "step"))
     return outcome
+
+
+def _all_end(
+    network: Network, state: State, buffers: Params, data: Data, epoch: int, stop: Settings
+) -> Iterator[Outcome]:
+    """Every active run, at the limit of steps."""
+    for i, loss in enumerate(_evaluate(network, state, buffers, data).tolist()):
+        verdict = _verdict(loss, stop, "max_steps", _waited(state, i))
+        yield _end(network, state, buffers, data, i, epoch, verdict)
 
 
 def _outcome(
