@@ -33,6 +33,7 @@ ONLY_WITH = {  # setting -> the setting without which it would do nothing, and t
 SNAPSHOTS = "add the epochs to keep, snapshots: [0, 1, 2, 5, 10]"
 YOUNG = ("rho", "adaptive")  # came after the first results were made: runs that do without keep their ids
 YOUNGER = ("ghost_batch", "flip", "crop")  # likewise, of any optimizer; training does without what is not there
+YOUNGEST = {"validation": 0, "patience": None, "score": "loss"}  # likewise, of other sections, with their defaults
 
 
 def canonical(obj: Any) -> str:
@@ -300,13 +301,19 @@ def combinations(base: dict[str, Any], swept: dict[str, list[Any]]) -> Iterator[
         settings = base
         for key, (_, value) in zip(swept, some, strict=True):
             settings = put(settings, tuple(key.split(".")), value)
-        yield chosen, deepcopy({**settings, "training": _without_young(settings["training"])})
+        young = {"dataset": _without_youngest(settings["dataset"])}
+        yield chosen, deepcopy({**settings, **young, "training": _without_young(settings["training"])})
 
 
 def _without_young(training: dict[str, Any]) -> dict[str, Any]:
     idle = (k for k in YOUNG if training[ONLY_WITH[k][0]] not in ONLY_WITH[k][1])
     gone = {k for k in (*idle, *YOUNGER) if training[k] == Training.model_fields[k].default}
-    return {k: v for k, v in training.items() if k not in gone}
+    kept = {k: v for k, v in training.items() if k not in gone}
+    return kept | {"stop": _without_youngest(kept["stop"])}
+
+
+def _without_youngest(section: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in section.items() if k not in YOUNGEST or v != YOUNGEST[k]}
 
 
 def clashes(base: dict[str, Any], swept: dict[str, list[Any]], seeds: Any) -> list[Problem]:
@@ -324,11 +331,17 @@ def clashes(base: dict[str, Any], swept: dict[str, list[Any]], seeds: Any) -> li
 
 
 def _clashes(data: dict[str, Any], training: dict[str, Any], swept: dict[str, Any]) -> Iterator[tuple[Where, str]]:
-    batch, size = training["batch_size"], data["train_size"]
+    batch, size, stop = training["batch_size"], data["train_size"], training["stop"]
     if size is not None and batch != "full" and batch > size:
         yield ("training", "batch_size"), f"{batch} is more than dataset.train_size {size}: lower it, or write full"
     if training["nesterov"] and training["momentum"] == 0:
         yield ("training", "nesterov"), "needs momentum above 0"
+    if "patience" in stop and "validation" not in data:
+        yield ("training", "stop", "patience"), "needs samples that are held out: dataset.validation, 0.1 for a tenth"
+    if "patience" in stop and stop["train_loss"] is not None:
+        yield ("training", "stop", "patience"), "keeps the best parameters, not those at train_loss: leave out one"
+    if "score" in stop and "patience" not in stop:
+        yield ("training", "stop", "score"), "does nothing without patience"
     if training["schedule"] == "step" and not training["milestones"]:
         yield ("training", "schedule"), "step needs milestones, the epochs at which lr falls"
     for key, (other, values) in ONLY_WITH.items():

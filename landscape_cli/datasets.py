@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -17,33 +17,46 @@ from landscape_cli.errors import Fault
 from landscape_cli.registry import REGISTRY, Count, Natural, NonNegative, dataset
 
 Arrays = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]
-COMMON = ("train_size", "label_noise", "standardize", "seed")
 
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset as tensors on one device: inputs (n, *shape), labels (n,) from 0 to num_classes - 1."""
+    """A dataset as tensors on one device: inputs (n, *shape), labels (n,) from 0 to num_classes - 1.
+
+    The validation samples, if any, are no part of the training set.
+    """
 
     x_train: Tensor
     y_train: Tensor
     x_test: Tensor
     y_test: Tensor
     num_classes: int
+    x_valid: Tensor | None = None
+    y_valid: Tensor | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
         return tuple(self.x_train.shape[1:])
 
+    def splits(self) -> list[tuple[str, Tensor, Tensor]]:
+        """Name, inputs and labels of each part that there is: train, test, valid."""
+        parts = [("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test)]
+        return (
+            parts if self.x_valid is None or self.y_valid is None else [*parts, ("valid", self.x_valid, self.y_valid)]
+        )
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Data:
         """The same data elsewhere, inputs in another floating-point type."""
-        x = [t.to(device, dtype) for t in (self.x_train, self.x_test)]
-        return Data(x[0], self.y_train.to(device), x[1], self.y_test.to(device), self.num_classes)
+        moved: dict[str, Any] = {}
+        for split, x, y in self.splits():
+            moved |= {f"x_{split}": x.to(device, dtype), f"y_{split}": y.to(device)}
+        return replace(self, **moved)
 
     def digest(self) -> str:
         """sha256 over all values, to tell two data files of one name apart."""
         total = hashlib.sha256()
-        for t in (self.x_train, self.y_train, self.x_test, self.y_test):
+        for t in (t for _, *pair in self.splits() for t in pair):
             total.update(str((tuple(t.shape), t.dtype)).encode() + t.cpu().numpy().tobytes())
         return total.hexdigest()
 
@@ -54,7 +67,8 @@ def load(spec: dict[str, Any]) -> Data:
     Args:
         spec: {"name": ..., settings}; train_size keeps the first samples of a shuffle by `seed`; label_noise is
             the share of training labels that are drawn anew, uniformly over the other classes; standardize
-            shifts and scales inputs to mean 0 and variance 1 per channel (per set for flat inputs).
+            shifts and scales inputs to mean 0 and variance 1 per channel (per set for flat inputs); validation is
+            the share of the training samples, wrong labels among them, that is held out.
     Raises: Fault, exit code 5 if a file is missing, 2 if the data are unusable.
     """
     entry = REGISTRY["dataset"][spec["name"]]
@@ -80,7 +94,19 @@ def load(spec: dict[str, Any]) -> Data:
         x_train, x_test = _standardize(x_train, x_test)
     arrays = (x_train, y_train, x_test, y_test)
     x, y, x_, y_ = (torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)
-    return Data(x, y.long(), x_, y_.long(), num_classes)
+    data = Data(x, y.long(), x_, y_.long(), num_classes)
+    return _hold_out(data, spec["validation"], spec["seed"]) if spec.get("validation") else data
+
+
+def _hold_out(data: Data, share: float, seed: int) -> Data:
+    n = len(data.y_train)
+    count = round(share * n)
+    if not 0 < count < n:
+        raise Fault(f"dataset.validation: {share:g} of {n} training samples is {count}: take another share")
+    order = np.random.Generator(np.random.PCG64([seed, 5])).permutation(n)
+    held, rest = (torch.from_numpy(np.sort(part)) for part in (order[:count], order[count:]))
+    x, y = data.x_train, data.y_train
+    return replace(data, x_train=x[rest], y_train=y[rest], x_valid=x[held], y_valid=y[held])
 
 
 def _check(name: str, *arrays: np.ndarray[Any, Any]) -> None:

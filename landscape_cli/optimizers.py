@@ -27,6 +27,8 @@ class State:
         finite: the last parameters seen with a finite loss, for runs that diverge.
         history: for each place of the stack, epochs, steps, training and test losses on the way.
         seconds: for each place of the stack, its share of the time.
+        best: with `stop.patience`, the parameters at which each active run had its best validation score.
+        looks: with it, for each place of the stack, that score, its epoch and step, and how many looks ago it was.
     """
 
     params: Params
@@ -36,6 +38,8 @@ class State:
     finite: Params = field(default_factory=dict)
     history: list[dict[str, list[float]]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    best: Params = field(default_factory=dict)
+    looks: list[dict[str, float]] = field(default_factory=list)
 
 
 def begin(params: Params, settings: Settings) -> State:
@@ -45,7 +49,10 @@ def begin(params: Params, settings: Settings) -> State:
     buffers = {"sgd": 1, "sam": 1, "adam": 2}[settings["optimizer"]]
     moments = [{n: torch.zeros_like(p) for n, p in params.items()} for _ in range(buffers)]
     history: list[dict[str, list[float]]] = [{key: [] for key in HISTORY} for _ in range(K)]
-    return State(params, list(range(K)), 0, moments, dict(params), history, [0.0] * K)
+    state = State(params, list(range(K)), 0, moments, dict(params), history, [0.0] * K)
+    if settings["stop"].get("patience"):
+        state.best, state.looks = {n: p.clone() for n, p in params.items()}, [{} for _ in range(K)]
+    return state
 
 
 def ascended(state: State, settings: list[Settings], gradient: list[Tensor]) -> Params:
@@ -86,8 +93,8 @@ def update(state: State, settings: list[Settings], gradient: list[Tensor], per_e
             lr = [a / (1 - common["beta1"] ** t) for a in lr]
         elif any(s["momentum"] for s in own):
             velocity, mu = list(state.moments[0].values()), _per_run([s["momentum"] for s in own], params)
-            for v, m, g in zip(velocity, mu, gradient, strict=True):
-                v.mul_(m).add_(g)
+            torch._foreach_mul_(velocity, mu)
+            torch._foreach_add_(velocity, gradient)
             gradient = (
                 [g + m * v for g, m, v in zip(gradient, mu, velocity, strict=True)] if common["nesterov"] else velocity
             )

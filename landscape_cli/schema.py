@@ -60,7 +60,8 @@ class DatasetOptions(Section):
     train_size: Count | None = Field(None, description="keep so many training samples; null: all")
     label_noise: Annotated[float, Ge(0), Le(1)] = Field(0.0, description="share of training labels drawn anew")
     standardize: bool = Field(False, description="inputs to mean 0 and variance 1")
-    seed: Natural = Field(0, description="of the subset and of the label noise")
+    validation: Share = Field(0.0, description="share of the training samples that is held out, for stop.patience")
+    seed: Natural = Field(0, description="of the subset, the label noise and what is held out")
 
 
 class Stop(Section):
@@ -69,7 +70,11 @@ class Stop(Section):
     train_loss: Positive | None = Field(None, description="at this loss over the full training set")
     max_epochs: Count = 1000
     max_steps: Count | None = None
-    check_every: Count = Field(1, description="epochs between two looks at the training loss")
+    check_every: Count = Field(1, description="epochs between two looks at the losses")
+    patience: Count | None = Field(
+        None, description="after so many looks without a better validation score; the best parameters are kept"
+    )
+    score: Literal["loss", "accuracy"] = Field("loss", description="of patience: what is taken of the validation set")
 
 
 class Training(Section):

@@ -106,10 +106,11 @@ def save(folder: Path, stack: list[Run], state: State) -> None:
     """Keep the state, under a name that holds its hash, and the one before it; remove older ones."""
     from safetensors.torch import save as to_bytes
 
-    groups = {"params": state.params, "finite": state.finite}
+    groups = {"params": state.params, "finite": state.finite, "best": state.best}
     groups |= {f"moments{i}": moment for i, moment in enumerate(state.moments)}
     tensors = {f"{group}/{n}": t.detach().cpu().contiguous() for group, own in groups.items() for n, t in own.items()}
     facts = {"active": state.active, "step": state.step, "history": state.history, "seconds": state.seconds}
+    facts |= {"looks": state.looks}
     data = to_bytes(tensors, {"state": json.dumps(facts), "format": str(FORMAT)})
     name = f"{identity(stack)}-{state.step:012d}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
     store.write(folder / "stacks" / name, data)
@@ -134,8 +135,9 @@ def load(folder: Path, stack: list[Run], order: list[str], device: torch.device,
                 groups.setdefault(group, {})[own] = file.get_tensor(name).clone().to(device)
         ordered = {group: {n: own[n] for n in order} for group, own in groups.items()}
         moments = [ordered[g] for g in sorted(ordered) if g.startswith("moments")]
-        done = {k: facts[k] for k in ("active", "step", "history", "seconds")}
-        return State(ordered["params"], moments=moments, finite=ordered.get("finite", {}), **done)
+        done = {k: facts[k] for k in ("active", "step", "history", "seconds")} | {"looks": facts.get("looks", [])}
+        finite, best = (ordered.get(k, {}) for k in ("finite", "best"))
+        return State(ordered["params"], moments=moments, finite=finite, best=best, **done)
     return None
 
 

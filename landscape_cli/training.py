@@ -24,9 +24,11 @@ from landscape_cli.network import Network, Params, Pass
 from landscape_cli.objective import MEMORY, Objective, flatten
 from landscape_cli.optimizers import HISTORY, Settings, State, ascended, begin, update
 from landscape_cli.population import collect_statistics
+from landscape_cli.replay import replayed
 
 PER_RUN = ("lr", "weight_decay", "momentum", "rho")  # settings that may differ inside a stack
 BLOCK = 2**26  # bytes of inputs gathered at once
+Slope = Callable[..., list[Tensor]]  # x, y, parameters -> their gradients
 
 
 @dataclass
@@ -93,12 +95,13 @@ def train(
     common, n = settings[0], len(data.y_train)
     batch = batch_of(common, n)
     per_epoch = -(-n // batch)
+    _check(network, common, data)
     drawn = common.get("flip") or common.get("crop") or network.drops
     plain = not (drawn or common["label_smoothing"] or network.normalizes)
-    _check(network, common, data)
     free_check = batch == n and plain  # a full-batch step computes the training loss on its way
     at = Objective(network, state.params, buffers, data.x_train, data.y_train)
     piece = at.chunk_size(MEMORY) if free_check else n
+    slope = _slope(network, state, common, seeds)
     clock = time.perf_counter()
 
     def book() -> None:
@@ -120,29 +123,28 @@ def train(
             yield from _snapshots(network, state, buffers, data, epoch, common["snapshots"])
         if losses is not None and due:
             book()
-            leaving = _leaving(state, losses, epoch, stop, lambda: _evaluate(network, state, buffers, data, True))
+            _look(network, state, buffers, data, epoch, stop)
+            leaving = _leaving(state, losses, epoch, stop, lambda: _evaluate(network, state, buffers, data, "test"))
+            for i, verdict in leaving.items():
+                yield _end(network, state, buffers, data, i, epoch, verdict)
             if leaving:
-                for i, (status, message) in leaving.items():
-                    yield _outcome(network, state, buffers, data, i, epoch, status, message)
                 stay = [i for i in range(len(state.active)) if i not in leaving]
                 gradient = [g[stay] for g in gradient] if gradient is not None else None
                 _keep(state, stay)
                 if not stay:
                     break
-        limit = stop["max_steps"]
-        if limit is not None and state.step >= limit:
-            for i, loss in enumerate(_evaluate(network, state, buffers, data).tolist()):
-                status, message = _verdict(loss, stop, "max_steps")
-                yield _outcome(network, state, buffers, data, i, state.step / per_epoch, status, message)
+        if stop["max_steps"] is not None and state.step >= stop["max_steps"]:
+            if not due:
+                _look(network, state, buffers, data, epoch, stop)
+            yield from _all_end(network, state, buffers, data, epoch, stop)
             break
         if gradient is not None:
             if common["optimizer"] == "sam":
-                above = ascended(state, settings, gradient)
-                gradient = _full_gradient(network, state, above, buffers, data, piece)[1]
+                gradient = _full_gradient(network, state, ascended(state, settings, gradient), buffers, data, piece)[1]
             update(state, settings, gradient, per_epoch, batch)
             state.step += 1
         else:
-            _advance(network, state, data, settings, seeds, batch, tick)
+            _advance(state, data, settings, seeds, batch, slope, tick)
         if state.step % per_epoch == 0:
             book()
             tick(state)
@@ -153,6 +155,8 @@ def _check(network: Network, common: Settings, data: Data) -> None:
 
     Raises: Fault.
     """
+    if common["stop"].get("patience") and data.x_valid is None:
+        raise Fault("training.stop.patience: no samples are held out: set dataset.validation")
     if common.get("ghost_batch") and network.normalizes and network.kind != "stacked":
         raise Fault(f"training.ghost_batch: this network is not run layer by layer: {network.reason}")
     if (common.get("flip") or common.get("crop")) and data.x_train.dim() != 4:
@@ -160,9 +164,9 @@ def _check(network: Network, common: Settings, data: Data) -> None:
 
 
 def _advance(
-    network: Network, state: State, data: Data, settings: list[Settings], seeds: list[int], batch: int, tick: Any
+    state: State, data: Data, settings: list[Settings], seeds: list[int], batch: int, slope: Slope, tick: Any
 ) -> None:
-    """Steps up to the end of the epoch, or to the step limit."""
+    """Steps up to the end of the epoch, or to the step limit; `slope` gives their gradients."""
     n, common = len(data.y_train), settings[0]
     per_epoch = -(-n // batch)
     epoch, first = divmod(state.step, per_epoch)
@@ -182,32 +186,32 @@ def _advance(
         if windows is not None:
             X = augment.augmented(X, windows.gather(1, index[..., None].expand(-1, -1, 3)), crop)
         for x, y in zip(X.split(batch, 1), Y.split(batch, 1), strict=True):
-            gradient = _gradient(network, state, state.params, x, y, common, seeds)
+            gradient = slope(x, y, *state.params.values())
             if common["optimizer"] == "sam":
-                gradient = _gradient(network, state, ascended(state, settings, gradient), x, y, common, seeds)
+                gradient = slope(x, y, *ascended(state, settings, gradient).values())
             update(state, settings, gradient, per_epoch, batch)
             state.step += 1
         if stop < per_epoch:
             tick(state)
 
 
-def _gradient(
-    network: Network, state: State, params: Params, x: Tensor, y: Tensor, common: Settings, seeds: list[int]
-) -> list[Tensor]:
-    """Gradient of each run's mean loss on its own minibatch, x (A, B, ...), y (A, B), at `params` (A, *shape).
+def _slope(network: Network, state: State, common: Settings, seeds: list[int]) -> Slope:
+    """The gradient of each run's mean loss on its own minibatch, x (A, B, ...), y (A, B), at parameters (A, *shape).
 
     Both gradients of a SAM step have its batch statistics from their own pass and the same dropout masks.
     """
-    leaves = {n: p.requires_grad_() for n, p in params.items()}
-    normed, dropping = network.normalizes, network.drops
-    generators = [stream(seeds[row], "dropout", state.step) for row in state.active] if dropping else None
-    how = Pass("batch" if normed else "fixed", common.get("ghost_batch"), generators)
-    logits = network(leaves, {}, x, how) if not normed else network(leaves, _blank(network, len(x), x), x, how)
-    loss = F.cross_entropy(
-        logits.flatten(0, 1), y.flatten(), reduction="sum", label_smoothing=common["label_smoothing"]
-    )
-    slopes = torch.autograd.grad(loss / y.shape[1], list(leaves.values()), materialize_grads=True)
-    return list(slopes)
+    names, normed, dropping = list(state.params), network.normalizes, network.drops
+
+    def slope(x: Tensor, y: Tensor, *params: Tensor) -> list[Tensor]:
+        leaves = {n: p.requires_grad_() for n, p in zip(names, params, strict=True)}
+        generators = [stream(seeds[row], "dropout", state.step) for row in state.active] if dropping else None
+        how = Pass("batch" if normed else "fixed", common.get("ghost_batch"), generators)
+        logits = network(leaves, _blank(network, len(x), x) if normed else {}, x, how)
+        # classes before samples: over a last axis of ten classes a log-softmax takes ten times as long
+        loss = F.cross_entropy(logits.mT, y, reduction="sum", label_smoothing=common["label_smoothing"])
+        return list(torch.autograd.grad(loss / y.shape[1], list(leaves.values()), materialize_grads=True))
+
+    return replayed(slope) if network.kind == "stacked" and not dropping else slope
 
 
 def _blank(network: Network, K: int, like: Tensor) -> Params:
@@ -225,7 +229,7 @@ def _full_gradient(
     for x, y in zip(data.x_train.split(piece), data.y_train.split(piece), strict=True):
         logits = network(leaves, own, x)
         target = y.expand(len(logits), -1)
-        each = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
+        each = F.cross_entropy(logits.mT, target, reduction="none")
         slopes = torch.autograd.grad(each.sum() / len(data.y_train), list(leaves.values()), materialize_grads=True)
         losses += each.detach().double().sum(1)
         gradient = list(slopes) if gradient is None else [a + b for a, b in zip(gradient, slopes, strict=True)]
@@ -233,16 +237,30 @@ def _full_gradient(
     return losses / len(data.y_train), gradient
 
 
-def _evaluate(network: Network, state: State, buffers: Params, data: Data, test: bool = False) -> Tensor:
-    """Average loss (A,) in evaluation mode, BatchNorm on the whole training set's statistics.
+def _evaluate(network: Network, state: State, buffers: Params, data: Data, split: str = "train") -> Tensor:
+    """Average loss (A,) on train, valid or test."""
+    at, theta = _at(network, state, buffers, data, split)
+    return at.loss(theta)
+
+
+def _at(network: Network, state: State, buffers: Params, data: Data, split: str) -> tuple[Objective, Tensor]:
+    """The stack in evaluation mode, BatchNorm on the whole training set's statistics, and where it is (A, p).
 
     Test samples are taken evenly spaced, at most as many as there are to train on.
     """
-    every = -(-len(data.y_test) // len(data.y_train))
-    x, y = (data.x_test[::every], data.y_test[::every]) if test else (data.x_train, data.y_train)
+    every = -(-len(data.y_test) // len(data.y_train)) if split == "test" else 1
+    x, y = (getattr(data, f"{side}_{split}")[::every] for side in "xy")
     params = {n: p.detach() for n, p in state.params.items()}
     own = collect_statistics(network, params, {n: b[state.active] for n, b in buffers.items()}, data.x_train)
-    return Objective(network, params, own, x, y).loss(flatten(params))
+    return Objective(network, params, own, x, y), flatten(params)
+
+
+def _score(network: Network, state: State, buffers: Params, data: Data, stop: Settings) -> Tensor:
+    """Loss or share of errors (A,) on the validation set: the less, the better."""
+    if stop.get("score", "loss") == "loss":
+        return _evaluate(network, state, buffers, data, "valid")
+    at, theta = _at(network, state, buffers, data, "valid")
+    return (at.logits(theta).argmax(2) != at.y).double().mean(1)
 
 
 def _leaving(
@@ -255,8 +273,10 @@ def _leaving(
         state.finite = {n: p.detach().clone() for n, p in state.params.items()}
     for i, loss in enumerate(losses.tolist()):
         reached = stop["train_loss"] is not None and loss <= stop["train_loss"]
-        if reached or epoch >= stop["max_epochs"] or not math.isfinite(loss):
-            leaving[i] = _verdict(loss, stop, "max_epochs")
+        waited = _waited(state, i)
+        patient = waited < stop["patience"] if stop.get("patience") else True
+        if reached or not patient or epoch >= stop["max_epochs"] or not math.isfinite(loss):
+            leaving[i] = _verdict(loss, stop, "max_epochs", waited)
     others = test().tolist() if note or leaving else []
     for i, (row, loss, other) in enumerate(zip(state.active, losses.tolist(), others, strict=False)):
         if (note or i in leaving) and math.isfinite(loss) and math.isfinite(other):
@@ -269,11 +289,35 @@ def _leaving(
 _NOTED = {round(10 * 1.05**k) for k in range(200)}  # epochs whose loss is kept for the training curve
 
 
-def _verdict(loss: float, stop: Settings, limit: str) -> tuple[str, str]:
-    """Status and message of a run that leaves with this loss."""
-    goal = stop["train_loss"]
+def _look(network: Network, state: State, buffers: Params, data: Data, epoch: int, stop: Settings) -> None:
+    """With patience, notes validation scores and keeps the parameters of the runs that never had a lower one."""
+    if not stop.get("patience"):
+        return
+    scores, better = _score(network, state, buffers, data, stop), []
+    for i, (row, score) in enumerate(zip(state.active, scores.tolist(), strict=True)):
+        least = state.looks[row]
+        if score < least.get("score", math.inf):
+            state.looks[row] = {"score": score, "epoch": epoch, "step": state.step, "waited": 0}
+            better.append(i)
+        else:
+            least["waited"] = least.get("waited", 0) + 1
+    for n, p in state.params.items():
+        state.best[n][better] = p.detach()[better]
+
+
+def _waited(state: State, i: int) -> int:
+    """Looks since an active run had its best validation score; 0 without patience."""
+    return int(state.looks[state.active[i]].get("waited", 0)) if state.looks else 0
+
+
+def _verdict(loss: float, stop: Settings, limit: str, waited: int) -> tuple[str, str]:
+    """Status and message of a run that leaves with this loss, `waited` looks after its best validation score."""
+    goal, patience = stop["train_loss"], stop.get("patience")
     if not math.isfinite(loss):
         return "diverged", f"training loss {loss}: lower training.lr"
+    if patience is not None and waited < patience:
+        text = "the best validation {} was {} looks ago, not yet stop.patience={}, at {}={}: raise it"
+        return "not_converged", text.format(stop.get("score", "loss"), waited, patience, limit, stop[limit])
     if goal is None or loss <= goal:
         return "ok", ""
     return (
@@ -282,14 +326,35 @@ def _verdict(loss: float, stop: Settings, limit: str) -> tuple[str, str]:
     )
 
 
-def _outcome(
-    network: Network, state: State, buffers: Params, data: Data, i: int, epoch: float, status: str, message: str
+def _end(
+    network: Network, state: State, buffers: Params, data: Data, i: int, epoch: int, verdict: tuple[str, str]
 ) -> Outcome:
-    source = state.finite if status == "diverged" else state.params
+    """Active run i as it leaves: with patience at its best validation score, if diverged at its last finite loss."""
+    status, message = verdict
+    source = state.finite if status == "diverged" else state.best or state.params
+    outcome = _outcome(network, state, source, buffers, data, i, epoch)
+    outcome.status, outcome.message = status, message
+    if source is state.best:
+        outcome.epochs, outcome.steps = (int(state.looks[outcome.row][key]) for key in ("epoch", "step"))
+    return outcome
+
+
+def _all_end(
+    network: Network, state: State, buffers: Params, data: Data, epoch: int, stop: Settings
+) -> Iterator[Outcome]:
+    """Every active run, at the limit of steps."""
+    for i, loss in enumerate(_evaluate(network, state, buffers, data).tolist()):
+        verdict = _verdict(loss, stop, "max_steps", _waited(state, i))
+        yield _end(network, state, buffers, data, i, epoch, verdict)
+
+
+def _outcome(
+    network: Network, state: State, source: Params, buffers: Params, data: Data, i: int, epoch: int
+) -> Outcome:
     params = {n: p.detach()[i : i + 1].clone() for n, p in source.items()}
     row = state.active[i]
     own = collect_statistics(network, params, {n: b[row : row + 1] for n, b in buffers.items()}, data.x_train)
-    return Outcome(row, params, own, state.step, int(epoch), status, message)
+    return Outcome(row, params, own, state.step, epoch)
 
 
 def _snapshots(
@@ -297,7 +362,7 @@ def _snapshots(
 ) -> Iterator[Outcome]:
     if epoch in wanted:
         for i in range(len(state.active)):
-            kept = _outcome(network, state, buffers, data, i, epoch, "ok", "")
+            kept = _outcome(network, state, state.params, buffers, data, i, epoch)
             kept.epoch = epoch
             yield kept
 
@@ -309,6 +374,7 @@ def _keep(state: State, stay: list[int]) -> None:
         return {n: t.detach()[stay] for n, t in tensors.items()}
 
     state.params, state.finite, state.moments = rows(state.params), rows(state.finite), [rows(m) for m in state.moments]
+    state.best = rows(state.best)
     state.active = [state.active[i] for i in stay]
 
 

@@ -99,7 +99,7 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
     ),
     "key with nothing near": (
         edit("{train_loss: 0.01}", "{qqq: 1}"),
-        "cfg.yaml:8:10: training.stop.qqq: unknown key; known: train_loss, max_epochs, max_steps, check_every\n"
+        "cfg.yaml:8:10: training.stop.qqq: unknown key; known: train_loss, max_epochs, max_steps, check_every, patience, score\n"
         "    stop: {qqq: 1}",
     ),
     "key in the wrong section": (
@@ -297,6 +297,28 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
         edit("  lr: 0.1", "  nesterov: true\n  lr: 0.1"),
         "cfg.yaml:6:13: training.nesterov: needs momentum above 0\n    nesterov: true",
     ),
+    "patience with nothing held out": (
+        edit("{train_loss: 0.01}", "{patience: 5}"),
+        "cfg.yaml:8:20: training.stop.patience: needs samples that are held out: dataset.validation, 0.1 for a tenth\n"
+        "    stop: {patience: 5}",
+    ),
+    "patience and a goal": (
+        edit("{train_loss: 0.01}", "{train_loss: 0.01, patience: 5}").replace("1000}", "1000, validation: 0.1}"),
+        "cfg.yaml:8:38: training.stop.patience: keeps the best parameters, not those at train_loss: leave out one\n"
+        "    stop: {train_loss: 0.01, patience: 5}",
+    ),
+    "patience of none": (
+        edit("{train_loss: 0.01}", "{patience: 0}"),
+        "cfg.yaml:8:20: training.stop.patience: must be at least 1, got 0\n    stop: {patience: 0}",
+    ),
+    "score without patience": (
+        edit("{train_loss: 0.01}", "{score: accuracy}"),
+        "cfg.yaml:8:17: training.stop.score: does nothing without patience\n    stop: {score: accuracy}",
+    ),
+    "all held out": (
+        edit("train_size: 1000", "validation: 1"),
+        "cfg.yaml:3:37: dataset.validation: must be less than 1, got 1\n    dataset: {name: digits, validation: 1}",
+    ),
     "setting without effect": (
         edit("  lr: 0.1", "  optimizer: adam\n  momentum: 0.9\n  lr: 0.1"),
         "cfg.yaml:7:13: training.momentum: does nothing with optimizer adam, only with sgd or sam\n    momentum: 0.9",
@@ -412,7 +434,7 @@ def test_scalars_are_those_of_yaml_1_2() -> None:
 def test_resolved_values_have_their_own_type_and_all_defaults(resolve) -> None:
     experiment = resolve(edit("lr: 0.1", "lr: 1").replace("[8]", "[8], gain: 2"))
     assert experiment.dataset == {
-        "name": "digits", "train_size": 1000, "label_noise": 0.0, "standardize": False, "seed": 0,
+        "name": "digits", "train_size": 1000, "label_noise": 0.0, "standardize": False, "validation": 0.0, "seed": 0,
     }  # fmt: skip
     assert experiment.model == {"name": "mlp", "hidden": [8], "bias": True, "gain": 2.0}
     assert [type(v) for v in (experiment.training.lr, experiment.model["gain"])] == [float, float]
@@ -579,7 +601,8 @@ def test_schema_lists_what_is_registered() -> None:
     datasets = {d["properties"]["name"]["const"]: d for d in schema["properties"]["dataset"]["anyOf"]}
     assert set(datasets) == {"digits", "mnist1d", "npz"}
     assert datasets["npz"]["required"] == ["name", "path"]
-    assert set(datasets["digits"]["properties"]) == {"name", "train_size", "label_noise", "standardize", "seed"}
+    options = {"train_size", "label_noise", "standardize", "validation", "seed"}
+    assert set(datasets["digits"]["properties"]) == {"name", *options}
     items = schema["properties"]["metrics"]["anyOf"][1]["items"]["anyOf"]
     assert items[0] == {"enum": ["hessian_top", "regret"]}
     k = items[1]["properties"]["hessian_top"]["anyOf"][0]["properties"]["k"]["anyOf"]

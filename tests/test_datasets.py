@@ -54,6 +54,32 @@ def test_train_size_keeps_a_subset_and_the_test_set() -> None:
     assert str(caught.value) == "dataset.train_size: 1001 is more than the 1000 training samples of 'digits'"
 
 
+def test_what_is_held_out_is_no_part_of_the_training_set() -> None:
+    options: dict[str, Any] = {"train_size": 100, "label_noise": 0.3}
+    whole, part, other = (
+        get("digits", **options),
+        get("digits", **options, validation=0.2),
+        get("digits", validation=0.2),
+    )
+    assert part.x_valid is not None and part.y_valid is not None and whole.x_valid is None
+    assert (len(part.x_train), len(part.x_valid), len(other.x_train)) == (80, 20, 800)
+    assert torch.equal(part.x_test, whole.x_test)
+    both = [torch.cat(pair) for pair in ((part.x_train, part.x_valid), (part.y_train, part.y_valid))]
+    rows = sorted((*x.flatten().tolist(), int(y)) for x, y in zip(*both, strict=True))
+    assert rows == sorted((*x.flatten().tolist(), int(y)) for x, y in zip(whole.x_train, whole.y_train, strict=True))
+    assert same(part, get("digits", **options, validation=0.2))
+    moved = part.to("cpu", torch.float64)
+    assert moved.x_valid is not None and moved.x_valid.dtype == torch.float64 and moved.num_classes == 10
+    assert part.digest() != whole.digest()
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.001, 0), (0.999, 60)])
+def test_some_are_held_out_and_some_are_not(share: float, count: int) -> None:
+    with pytest.raises(Fault) as caught:
+        get("digits", train_size=60, validation=share)
+    assert str(caught.value) == f"dataset.validation: {share} of 60 training samples is {count}: take another share"
+
+
 @pytest.mark.parametrize("share", [0.1, 0.333, 1.0])
 def test_label_noise_is_exact_and_uniform_over_the_others(share: float) -> None:
     plain = get("gaussian", classes=3, train_samples=6000, test_samples=10)

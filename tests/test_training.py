@@ -272,9 +272,9 @@ def test_the_last_losses_of_the_history_are_those_of_the_minimum(model: Settings
 def test_test_losses_are_asked_for_at_noted_epochs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, evaluate = [], training._evaluate
 
-    def counted(network: Any, state: State, buffers: Any, data: Data, test: bool = False) -> Tensor:
-        asked.extend([state.step] if test else [])
-        return evaluate(network, state, buffers, data, test)
+    def counted(network: Any, state: State, buffers: Any, data: Data, split: str = "train") -> Tensor:
+        asked.extend([state.step] if split == "test" else [])
+        return evaluate(network, state, buffers, data, split)
 
     monkeypatch.setattr(training, "_evaluate", counted)
     data, s = some_data(40), settings_of(batch_size="full", stop={"max_epochs": 400})
