@@ -33,15 +33,21 @@ def replayed(f: Function, after: int = AFTER) -> Function:
                 return traces[layout](*tensors)
         calls[layout] += 1
         result = f(*tensors)
-        if calls[layout] == after:
-            played = _trace(f, tensors)
-            with torch.no_grad():
-                same = all(map(torch.equal, played(*tensors), result))
-            if same:  # it is not for NaN, from which nothing is to be gained
-                traces[layout] = played
+        if calls[layout] == after and (played := _trusted(f, tensors, result)):
+            traces[layout] = played
         return result
 
     return call
+
+
+def _trusted(f: Function, tensors: tuple[Tensor, ...], result: list[Tensor]) -> Function | None:
+    """A trace that gives the same bits; none of NaN, from which nothing is to be gained, or of what has no trace."""
+    try:
+        played = _trace(f, tensors)
+        with torch.no_grad():
+            return played if all(map(torch.equal, played(*tensors), result)) else None
+    except Exception:  # the plain call goes on; tracing is an internal of torch, which may refuse anything
+        return None
 
 
 def _trace(f: Function, tensors: tuple[Tensor, ...]) -> Function:

@@ -83,3 +83,13 @@ def test_a_trace_that_gives_other_values_is_not_used() -> None:
 
     g, x = replay.replayed(f, 2), torch.ones(3)
     assert [float(g(x)[0][0]) for _ in range(5)] == [1, 2, 4, 5, 6]  # one count was the trace's
+
+
+def test_what_cannot_be_traced_goes_on_plainly() -> None:
+    def branching(x: Tensor) -> list[Tensor]:
+        return [x + 1 if float(x.sum()) > 0 else x - 1]
+
+    f = replay.replayed(branching, after=2)
+    for sign in (1.0, 1.0, 1.0, -1.0):
+        x = torch.full((3,), sign)
+        assert torch.equal(f(x)[0], x + sign)
