@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,13 +12,10 @@ from torch import Tensor, fx, nn
 from landscape_cli.layers import Params
 from landscape_cli.network import Network, norm_layers
 
-if TYPE_CHECKING:  # which folds by this file
-    from landscape_cli.objective import Objective
-
 Fold = Callable[[Params, Params], Params]
 
 
-def folded(of: Objective, theta: Tensor) -> tuple[Params, Params]:
+def folded(network: Network, params: Params, buffers: Params, x: Tensor) -> tuple[Params, Params]:
     """The same functions with the scale of each BatchNorm moved into the layer before it.
 
     W' = s W and b' = s b + beta - s mean, with s = gamma / sqrt(var + eps); b' stays in the BatchNorm, which does
@@ -27,20 +23,22 @@ def folded(of: Objective, theta: Tensor) -> tuple[Params, Params]:
     readers, keeps s as its weight.
 
     Args:
-        of: with a network that is stacked, or has no BatchNorm.
-        theta: (K, p).
+        network: stacked, or without BatchNorm.
+        params: name -> (K, *shape).
+        buffers: the same.
+        x: inputs, of which one is looked at for shapes.
     Returns: parameters, also those of BatchNorms that have none of their own, and buffers; name -> (K, *shape).
     """
-    params, buffers, module = dict(of.unflatten(theta)), dict(of.buffers), of.network.module
-    names = [name for name in norm_layers(module) if runs(of, name)]
-    shapes = input_shapes(of, theta) if names else {}
+    names = [name for name in norm_layers(network.module) if runs(network, name)]
+    shapes = input_shapes(network, params, buffers, x) if names else {}
+    params, buffers = dict(params), dict(buffers)
     for name in names:
         weight, bias, mean, var = (f"{name}.{part}" for part in ("weight", "bias", "running_mean", "running_var"))
-        eps = float(module.get_submodule(name).eps)  # type: ignore[arg-type]
+        eps = float(network.module.get_submodule(name).eps)  # type: ignore[arg-type]
         s = (buffers[var] + eps).rsqrt()
         s = s * params[weight] if weight in params else s
         offset = params[bias] - s * buffers[mean] if bias in params else -s * buffers[mean]
-        if host := host_of(of, name, shapes[name]):
+        if host := host_of(network, name, shapes[name]):
             W, b = params[f"{host}.weight"], params.get(f"{host}.bias")
             params[f"{host}.weight"] = W * s.view(*s.shape, *[1] * (W.dim() - 2))
             if b is not None:
@@ -51,15 +49,15 @@ def folded(of: Objective, theta: Tensor) -> tuple[Params, Params]:
     return params, buffers
 
 
-def runs(of: Objective, name: str) -> bool:
+def runs(network: Network, name: str) -> bool:
     """Whether a layer is on the way from inputs to logits; where the network cannot be traced, every one is."""
-    graph = of.network.graph
+    graph = network.graph
     return graph is None or any(node.op == "call_module" and node.target == name for node in graph.graph.nodes)
 
 
-def host_of(of: Objective, name: str, shape: tuple[int, ...]) -> str:
+def host_of(network: Network, name: str, shape: tuple[int, ...]) -> str:
     """The layer whose outputs go to this BatchNorm, of that shape, and nowhere else; empty if there is none."""
-    graph, module = of.network.graph, of.network.module
+    graph, module = network.graph, network.module
     assert graph is not None
     uses = [node for node in graph.graph.nodes if node.op == "call_module" and node.target == name]
     before = uses[0].args[0] if len(uses) == 1 else None
@@ -71,10 +69,10 @@ def host_of(of: Objective, name: str, shape: tuple[int, ...]) -> str:
     return str(before.target) if isinstance(layer, nn.Conv1d | nn.Conv2d) else ""
 
 
-def input_shapes(of: Objective, theta: Tensor) -> dict[str, tuple[int, ...]]:
+def input_shapes(network: Network, params: Params, buffers: Params, x: Tensor) -> dict[str, tuple[int, ...]]:
     """Shape of what comes into each layer with parameters or buffers, batch first; by one sample of minimum 0."""
-    one, module, found = of.alone(0), of.network.module, dict[str, tuple[int, ...]]()
-    dtype = theta.dtype
+    module, found = network.module, dict[str, tuple[int, ...]]()
+    dtype = next(iter(params.values())).dtype
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -82,9 +80,9 @@ def input_shapes(of: Objective, theta: Tensor) -> dict[str, tuple[int, ...]]:
 
         return hook
 
-    state = {n: t[0] for n, t in one.unflatten(theta[:1]).items()} | {n: t[0] for n, t in one.buffers.items()}
+    state = {n: t[0] for n, t in (params | buffers).items()}
     state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
-    x = one.x if one.x.dim() == of.network.input_dim else one.x[0]
+    x = x if x.dim() == network.input_dim else x[0]
     hooks = [
         layer.register_forward_pre_hook(note(name))
         for name, layer in module.named_modules()
@@ -99,20 +97,23 @@ def input_shapes(of: Objective, theta: Tensor) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def without_norms(of: Objective, theta: Tensor) -> tuple[Network, Fold]:
+def without_norms(network: Network, params: Params, buffers: Params, x: Tensor) -> tuple[Network, Fold]:
     """The network without the BatchNorm layers that follow a layer with weights, and what makes its parameters.
 
     Args:
-        of: any objective; networks that are not stacked, or have no BatchNorm, stay as they are.
-        theta: one minimum (1, p), for the shapes of the activations.
+        network: stays as it is where it is not stacked, or has no BatchNorm.
+        params: name -> (K, *shape), for the shapes of the activations, as are the next two.
+        buffers: the same.
+        x: inputs.
     Returns: the network, and the function (params, buffers) -> params, W' = s W and b' = beta + s (b - mean), with
         s = gamma / sqrt(var + eps).
     """
-    network = of.network
     if network.graph is None or not network.normalizes:
         return network, lambda params, buffers: params
-    shapes, graph = input_shapes(of, theta), copy.deepcopy(network.graph)
-    found = [(name, host_of(of, name, shapes[name])) for name in norm_layers(network.module) if runs(of, name)]
+    shapes, graph = input_shapes(network, params, buffers, x), copy.deepcopy(network.graph)
+    found = [
+        (name, host_of(network, name, shapes[name])) for name in norm_layers(network.module) if runs(network, name)
+    ]
     hosts = {name: host for name, host in found if host}
     for node in list(graph.graph.nodes):
         if node.op == "call_module" and node.target in hosts:

@@ -332,7 +332,7 @@ class Objective:
 
         Slopes by our own go through that too. There are fewer activations to pass over, and to keep.
         """
-        network, fold = without_norms(self, flatten({n: t[:1] for n, t in self.like.items()}))
+        network, fold = without_norms(self.network, self.like, self.buffers, self.x)
         return replace(self, network=network, like=fold(self.like, self.buffers)), fold
 
     def _slopes(self, params: Params, leaves: list[Tensor], x: Tensor, y: Tensor, rest: bool) -> tuple[Tensor, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from landscape_cli.folding import Fold, without_norms
 from landscape_cli.network import Network, Params
-from landscape_cli.objective import Objective, flatten
+from landscape_cli.objective import Objective
 from landscape_cli.population import collect_statistics, widest
 from landscape_cli.training import stream
 
@@ -158,7 +158,7 @@ class Place:
         train = self.sides["train"]
         if not self.convolves:
             return train.network, lambda params, buffers: params
-        return without_norms(train, flatten(train.like))
+        return without_norms(train.network, train.like, train.buffers, train.x)
 
     @cached_property
     def _widest(self) -> int:

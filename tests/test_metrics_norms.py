@@ -97,7 +97,7 @@ def test_spectral_norms_and_stable_rank_against_plain_modules(name: str) -> None
 @pytest.mark.parametrize("name", FOLDED)
 def test_folding_leaves_the_network_as_it_was(name: str) -> None:
     at = point(name)
-    params, buffers = norms.folded(at.train, at.theta)
+    params, buffers = norms.folded(at.train.network, at.train.unflatten(at.theta), at.train.buffers, at.train.x)
     logits = at.train.network(params, buffers, at.train.x)
     assert torch.allclose(logits, at.logits("train"), rtol=1e-12, atol=1e-12)
     if any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in modules(name)[0].modules()):
@@ -107,7 +107,7 @@ def test_folding_leaves_the_network_as_it_was(name: str) -> None:
 def test_a_batchnorm_that_follows_no_layer_is_one_of_its_own() -> None:
     module, x = odd(), torch.randn(9, 2, 3, generator=torch.Generator().manual_seed(0), dtype=f64)
     at = at_of([module], x, torch.zeros(9, dtype=torch.long))
-    params, buffers = norms.folded(at.train, at.theta)
+    params, buffers = norms.folded(at.train.network, at.train.unflatten(at.theta), at.train.buffers, at.train.x)
     assert torch.allclose(at.train.network(params, buffers, x), at.logits("train"), rtol=1e-12, atol=1e-12)
     assert at.train.network.kind == "stacked"
     own = [module.first, module.on_sum, module.fork, module.plain, module.on_positions]

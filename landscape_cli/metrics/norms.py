@@ -134,7 +134,7 @@ def path_norm(at: Point) -> Estimate:
     if why := _without_paths(at):
         return nothing(at, why)
     of, theta = at.in_double.train, at.in_double.theta
-    params, buffers = folded(of, theta)
+    params, buffers = folded(of.network, of.unflatten(theta), of.buffers, of.x)
     ones = theta.new_ones(1, *of.x.shape[of.x.dim() - of.network.input_dim + 1 :])
     with torch.no_grad():
         total = of.network({name: t.square() for name, t in params.items()}, buffers, ones)[:, 0].sum(1)
@@ -176,12 +176,12 @@ def _spectral_norms(at: Point, conv: Conv) -> list[tuple[Tensor, Tensor]]:
     of, theta = at.in_double.train, at.in_double.theta
     module = of.network.module
     scales = {f"{name}.weight" for name in norm_layers(module)}
-    shapes = input_shapes(of, theta) if conv == "fft" else {}
+    shapes = input_shapes(of.network, of.unflatten(theta), of.buffers, of.x) if conv == "fft" else {}
     found = []
-    for name, W in folded(of, theta)[0].items():
+    for name, W in folded(of.network, of.unflatten(theta), of.buffers, of.x)[0].items():
         place = name.rpartition(".")[0]
         layer = module.get_submodule(place)
-        if not runs(of, place):
+        if not runs(of.network, place):
             continue
         if name in scales:
             found.append((W, W.abs().amax(1)))
