@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from landscape_cli import __version__
+from landscape_cli import __version__, around
 from landscape_cli.errors import Fault
 from landscape_cli.options import (
     CHECKPOINTS,
@@ -271,35 +272,17 @@ def surface(
     config: Annotated[
         str | None, typer.Option("--config", help="For a checkpoint: the config that names its model and dataset.")
     ] = None,
-    kind: Annotated[
-        str | None, typer.Option("--kind", metavar="line|plane|path|trajectory|eigen", help="What to draw.")
-    ] = None,
-    points: Annotated[int | None, typer.Option("--points", help="Along each axis; 51.")] = None,
-    range_: Annotated[
-        float | None, typer.Option("--range", help="From -range to range; a path to 1 + range. 1; path: 0.5.")
-    ] = None,
-    normalization: Annotated[
-        str | None, typer.Option("--normalization", metavar="filter|layer|weight|none", help="Of random directions.")
-    ] = None,
-    ignore: Annotated[
-        str | None, typer.Option("--ignore", metavar="biasbn|none", help="Biases and BatchNorm stay, or move too.")
-    ] = None,
-    batchnorm: Annotated[
-        str | None, typer.Option("--batchnorm", metavar="fixed|interpolate|recompute", help="Statistics off a minimum.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of the directions; 0.")] = None,
-    draws: Annotated[
-        int | None, typer.Option("--draws", help="Of the directions; 3 for a line, 1 for a plane.")
-    ] = None,
-    curvature: Annotated[
-        bool, typer.Option("--curvature", help="The Hessian's largest and smallest eigenvalue at each point too.")
-    ] = False,
-    directions: Annotated[
-        str | None, typer.Option("--directions", metavar="FILE", help="Take those of an earlier surface.")
-    ] = None,
-    run: Annotated[
-        str | None, typer.Option("--runs", metavar="A,B", help="Whose minima; the first run of each group.")
-    ] = None,
+    kind: around.Kind = None,
+    points: around.Points = None,
+    range_: around.Range = None,
+    normalization: around.Normalization = None,
+    ignore: around.Ignore = None,
+    batchnorm: around.BatchNorm = None,
+    seed: around.Seed = None,
+    draws: around.Draws = None,
+    curvature: around.Curvature = False,
+    directions: around.Directions = None,
+    run: around.Runs = None,
     sets: Sets = None,
     seeds: Seeds = None,
     results: Results = RESULTS,
@@ -327,31 +310,34 @@ def surface(
     given = {"kind": kind, "points": points, "range": range_, "normalization": normalization, "ignore": ignore}
     given |= {"batchnorm": batchnorm, "seed": seed, "draws": draws, "curvature": "true" if curvature else None}
     own = [f"surface.{key}={value}" for key, value in given.items() if value is not None]
-    _, experiment = read_for(checkpoints, config or target[0], config is None, [*(sets or []), *own], plugin, seeds)
+    try:
+        _, experiment = read_for(checkpoints, config or target[0], config is None, [*(sets or []), *own], plugin, seeds)
+    except Fault as fault:  # of options, in the words in which they were given
+        raise Fault(re.sub(r"--set surface\.(\w+)=", r"--\1 ", str(fault)), fault.code) from None
     from landscape_cli import console, surfacing, vectors
     from landscape_cli import experiment as pipeline
-    from landscape_cli.config import Surface
 
-    asked = experiment.surface or Surface()
-    more: dict[str, Any] = {"runs": listed("--runs", run)} if run is not None else {}
-    if kind and draws is None and asked.kind in ("path", "trajectory", "eigen"):
-        more["draws"] = None  # the config's are for its own kind
-    asked = asked.model_copy(update=more | ({"directions": directions} if directions else {}))
+    runs = listed("--runs", run) if run is not None else None
+    asked = surfacing.asked_for(experiment.surface, given, directions, runs)
     if checkpoints:
         with console.Progress(quiet) as watch:
             session, tables = surfacing.run_checkpoints(experiment, checkpoints, asked, results, device, watch)
     else:
         with opened(experiment, results, device, quiet) as session:
             tables = surfacing.run(session, asked, wait=wait)
+    for line in session.failures:
+        console.warn(line)
     if json:
         told = {run_id: pipeline.as_json(table) for run_id, table in tables.items()}
         console.show_json({"surfaces": told, "report": str(session.folder / "report.html")})
+        leave(["failed"] if session.failures else [])
         return
     for run_id, table in tables.items():
         path = session.folder / "surfaces" / f"{run_id}-{asked.kind}.csv"
         console.say(f"{run_id}: {surfacing.summary(table, vectors.facts(path.with_suffix('.safetensors')))}")
         console.say(f"  {path}")
     console.say(f"\nReport: {session.folder / 'report.html'}")
+    leave(["failed"] if session.failures else [])
 
 
 from landscape_cli import looking  # noqa: E402, F401  # the commands that look

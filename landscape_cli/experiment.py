@@ -363,7 +363,7 @@ def outcome(session: Session) -> tuple[DataFrame, list[str]]:
         if row["status"] in BAD:
             of = f"{row['metric']}({row['setting']})"
             lines.append(f"{row['run_id']}: {of}: {row['status']}: {row['message']}")
-    return table, lines + trouble_along(metrics)
+    return table, session.failures + lines + trouble_along(metrics)
 
 
 def trouble_along(metrics: DataFrame) -> list[str]:

@@ -34,6 +34,9 @@ def surfaces(folder: Path, runs: DataFrame, groups: list[str]) -> list[Path]:
         facts = {r: vectors.facts(folder / "surfaces" / f"{r}-{kind}.safetensors") for r in tables}
         if kind in ("line", "path"):
             ends = {run_id: str(known.get("to", "")) for run_id, known in facts.items()}
+            if kind == "path":
+                tables = {run_id: table for run_id, table in tables.items() if ends[run_id] in group_of}
+                ends = {run_id: ends[run_id] for run_id in tables}
             drawn += curves(tables, group_of, groups, ends if kind == "path" else {}, place / f"surface_{kind}")
             continue
         labels = {run_id: _axes(known) for run_id, known in facts.items()}
@@ -47,11 +50,9 @@ def surfaces(folder: Path, runs: DataFrame, groups: list[str]) -> list[Path]:
 
 
 def _read(folder: Path, what: str, order: list[str]) -> dict[str, DataFrame]:
-    """Run id -> surfaces/<run_id>-<what>.csv, in the order of runs.csv, others after them."""
-    files = sorted((folder / "surfaces").glob(f"*-{what}.csv"))
-    found = {path.name.removesuffix(f"-{what}.csv"): path for path in files}
-    known = [run_id for run_id in order if run_id in found]
-    return {run_id: read_table(found[run_id]) for run_id in dict.fromkeys([*known, *found])}
+    """Run id -> surfaces/<run_id>-<what>.csv of the runs in `order`, in that order; others are of other settings."""
+    paths = {run_id: folder / "surfaces" / f"{run_id}-{what}.csv" for run_id in order}
+    return {run_id: read_table(path) for run_id, path in paths.items() if path.is_file()}
 
 
 def _axes(facts: Mapping[str, Any]) -> tuple[str, str]:
@@ -90,7 +91,8 @@ def curves(
         for ax, title in zip(axes, ("loss (nats)", "accuracy (share)"), strict=True):
             ax.set(title=title, xlabel=_from_to(ends, group_of) if ends else "x, steps along the direction")
         lowest = min(float(t["loss"].min()) for t in tables.values())
-        if lowest > 0:
+        highest = max(float(t["loss"].max()) for t in tables.values())
+        if highest > 10 * lowest > 0:
             axes[0].set_yscale("log")
         axes[1].set_ylim(-0.02, 1.02)
         if not ends:
@@ -109,7 +111,7 @@ def _from_to(ends: Mapping[str, str], group_of: Mapping[str, str]) -> str:
 
 
 def _band(ax: Axes, table: DataFrame, quantity: str, look: Look, dash: object) -> None:
-    wide = table.pivot_table(index="x", columns="draw", values=quantity, aggfunc="mean")
+    wide = table.pivot_table(index="x", columns="draw", values=quantity, dropna=False)
     values = wide.to_numpy(dtype=np.float64)
     ax.plot(wide.index, values.mean(1), color=look.color, ls=dash, lw=1.4)
     if values.shape[1] > 1:
@@ -142,7 +144,7 @@ def contours(
     with plots.styled():
         figure, axes = plots.panels(len(planes), 3.3, _per_row(planes))
         for ax, (run_id, (x, y, z)) in zip(axes, planes.items(), strict=True):
-            z = np.ma.masked_invalid(z)
+            z = np.ma.masked_invalid(np.maximum(z, every.min()))  # a loss of 0 has no logarithm
             image = ax.contourf(x, y, z, levels=levels, norm=LogNorm(), cmap="viridis")
             lines = ax.contour(x, y, z, levels=levels[::2], colors="white", linewidths=0.5, norm=LogNorm())
             ax.clabel(lines, fmt=_short, fontsize=6)

@@ -87,7 +87,8 @@ def _statistics_alone(network: Network, params: Params, buffers: Params, x: Tens
         for layer, momentum, hook in zip(layers, momenta, hooks, strict=True):
             layer.momentum = momentum
             hook.remove()
-    for name, n in ((name, inputs[module.get_submodule(name)]) for name in norm_layers(module)):
+    passed = {name: inputs.get(module.get_submodule(name)) for name in norm_layers(module)}
+    for name, n in ((name, n) for name, n in passed.items() if n):  # what is not passed keeps its statistics
         moved[f"{name}.running_var"] = moved[f"{name}.running_var"] * ((n - 1) / n)  # torch keeps the unbiased one
         moved[f"{name}.num_batches_tracked"] = buffers[f"{name}.num_batches_tracked"]
     return moved

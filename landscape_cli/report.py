@@ -54,7 +54,7 @@ CAPTIONS = {  # plot's stem: title, what it shows; in the order of the page
     "surface_line": (
         "The loss around minima",
         "Loss and accuracy along random lines through a minimum of each group, each filter of the direction as long as "
-        "the minimum's own unless the config says otherwise (Li et al. 2018); x in parts of that length.",
+        "the minimum's own unless other directions were asked for (Li et al. 2018); x in parts of that length.",
     ),
     "surface_path": (
         "From one minimum to another",

@@ -33,6 +33,7 @@ class Session:
     device: torch.device
     watch: Watch = lambda event, facts: None
     warnings: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)  # what could not be made while the rest was
     _data: dict[str, Data] = field(default_factory=dict)
 
     def data(self, settings: dict[str, Any]) -> Data:

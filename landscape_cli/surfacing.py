@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from landscape_cli import config, engine, experiment, measurement, runs, store, vectors
+from landscape_cli import config, experiment, measurement, runs, store, survey, vectors
 from landscape_cli.atomic import sync_folder
 from landscape_cli.config import Surface
 from landscape_cli.errors import Fault
-from landscape_cli.metrics.curvature import hessian_bottom
-from landscape_cli.objective import flatten
-from landscape_cli.point import Point
 from landscape_cli.session import Record, Session
-from landscape_cli.spans import OWN, SNAPSHOTS_DUE, Span, before_the_end, span
-from landscape_cli.surfaces import BatchNorm, Place, grid
+from landscape_cli.spans import OWN, SNAPSHOTS_DUE, span
+from landscape_cli.surfaces import BatchNorm, grid
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 VERSION = 1  # of the values
-Rows = list[Any]
-COLUMNS = ("draw", "x", "y", "split", "loss", "accuracy", "status")
-CURVATURE = ("draw", "x", "y", "lambda_max", "lambda_min", "status", "message")
-SNAPSHOTS = (
-    *("epoch", "x", "y", "off_plane", "split"),
-    *("loss", "accuracy", "projected_loss", "projected_accuracy", "status"),
-)
+
+
+def asked_for(
+    section: Surface | None, given: dict[str, Any], directions: str | None, run_ids: list[str] | None
+) -> Surface:
+    """A config's section, into which options were read, with what the command line alone can say.
+
+    Args:
+        section: with defaults where there is none.
+        given: the options, None where there was none.
+        directions: a file.
+        run_ids: whose minima.
+    Raises: Fault, for an option that would do nothing.
+    """
+    asked = section or Surface()
+    more: dict[str, Any] = {} if run_ids is None else {"runs": run_ids}
+    if directions or asked.kind in OWN:
+        why = "--directions are taken as they are" if directions else f"--kind {asked.kind} has directions of its own"
+        for key in ("normalization", "ignore", "seed", "draws"):
+            if given[key] is not None:
+                raise Fault(f"--{key}: {why}")
+        if directions or given["kind"]:
+            more["draws"] = None  # a config's are for its own kind
+    return asked.model_copy(update=more | ({"directions": directions} if directions else {}))
 
 
 def run(session: Session, asked: Surface, *, wait: bool = False) -> dict[str, DataFrame]:
@@ -81,26 +91,37 @@ def run_checkpoints(
 def surfaces_of(
     session: Session, records: list[Record], settings_of: dict[str, Any], asked: Surface
 ) -> dict[str, DataFrame]:
-    """The surfaces of these minima, in the folder of a session that is being written; run id -> its values."""
+    """The surfaces of these minima, in the folder of a session that is being written; run id -> its values.
+
+    One that cannot be made is among the session's failures.
+    """
     found, pairs = {}, [(records[0], records[1])] if asked.kind == "path" else [(r, None) for r in records]
-    for one in records:
-        if one["status"] == "diverged":
-            raise Fault(f"{one['run_id']}: diverged: there is no minimum to look around")
     for record, other in pairs:
-        found[record["run_id"]] = _surface(session, record, other, settings_of, asked)
+        lost = [f"{one['run_id']}: no surface: it diverged" for one in (record, other) if one and _diverged(one)]
+        try:
+            if not lost:
+                found[record["run_id"]] = _surface(session, record, other, settings_of, asked)
+        except Fault as fault:
+            lost = [str(fault)]
+        session.failures += lost
     return found
 
 
-def around(session: Session, records: dict[str, Record]) -> None:
-    """What the `surface` section of a config asks for, of minima that are there: the first of each group that is.
+def _diverged(record: Record) -> bool:
+    return str(record["status"]) == "diverged"
 
-    Raises: Fault.
-    """
+
+def around(session: Session, records: dict[str, Record]) -> None:
+    """What the `surface` section of a config asks for, of minima that are there: the first of each group that is."""
     asked = session.experiment.surface
     if asked is None:
         return
-    there = [run for run in session.runs if records.get(run.run_id, {"status": "diverged"})["status"] != "diverged"]
-    chosen = _chosen(session, asked, there)
+    there = [run for run in session.runs if run.run_id in records and not _diverged(records[run.run_id])]
+    try:
+        chosen = _chosen(session, asked, there)
+    except Fault as fault:  # too few minima for a path
+        session.failures.append(f"no surface: {fault}")
+        return
     settings_of = {run.run_id: run.settings for run in session.runs}
     surfaces_of(session, [records[i] for i in chosen], settings_of, asked)
 
@@ -111,7 +132,13 @@ def check(session: Session, asked: Surface) -> None:
     Raises: Fault, exit code 5 if a file is missing.
     """
     settings_of = {run.run_id: run.settings for run in session.runs}
-    for run_id in _chosen(session, asked, session.runs):
+    chosen = _chosen(session, asked, session.runs)
+    for section in ("model", "dataset", "precision") if asked.kind == "path" else ():
+        if len({config.canonical(settings_of[run_id][section]) for run_id in chosen}) > 1:
+            raise Fault(
+                f"--kind path: {' and '.join(chosen)} differ in {section}: name two runs of one with --runs A,B"
+            )
+    for run_id in chosen:
         if asked.kind == "trajectory" and len(settings_of[run_id]["training"]["snapshots"]) < 3:
             raise Fault(f"{run_id}: {SNAPSHOTS_DUE}")
 
@@ -138,10 +165,10 @@ def _check(asked: Surface) -> None:
         raise Fault("--batchnorm interpolate: needs two minima: --kind path")
     if asked.directions and asked.kind in OWN:
         raise Fault(f"--directions: --kind {asked.kind} has directions of its own")
-    if asked.draws and asked.kind in OWN:
-        raise Fault(f"--draws: --kind {asked.kind} has directions of its own, which are not drawn")
-    if asked.directions and asked.draws:
-        raise Fault("--draws: --directions tells how many there are")
+    if asked.draws and (asked.kind in OWN or asked.directions):
+        raise Fault(f"surface.draws: {asked.kind if asked.kind in OWN else 'with directions'}: nothing is drawn")
+    if asked.directions and Path(asked.directions).is_dir():
+        raise Fault(f"--directions: {asked.directions}: is a folder, name a file in it")
     if asked.directions and not Path(asked.directions).is_file():
         raise Fault(f"--directions: {asked.directions}: no such file", code=5)
 
@@ -154,175 +181,55 @@ def _surface(
     folder = _made(session.folder / "surfaces")
     at = measurement.point(session, [record], settings)
     end = None if other is None else measurement.point(session, [other], settings_of[other["run_id"]])
-    if end and {n: t.shape for n, t in end.train.like.items()} != {n: t.shape for n, t in at.train.like.items()}:
-        raise Fault(f"--kind path: {record['run_id']} and {other and other['run_id']} are different networks")
     lies = span(session, record, at, end, settings, asked)
     tensors = vectors.names(lies.draws)
     facts = asked.model_dump(exclude={"runs", "directions", "curvature"}) | {"version": VERSION, "ends": lies.ends}
+    if asked.directions or asked.kind in OWN:  # nothing was drawn
+        facts |= dict.fromkeys(("normalization", "ignore", "seed", "draws"))
     facts |= {"minima": [r["minimum"]["sha256"] for r in (record, other) if r], "precision": settings["precision"]}
     facts |= {"dataset": settings["dataset"], "data": session.data_hash(settings), "values": vectors.digest(tensors)}
-    key, vouching = config.digest(facts, 16), folder / f"{name}.safetensors"
-    known = vectors.facts(vouching)
-    done = {f for f in known.get("files", []) if (folder / f).is_file()} if known.get("key") == key else set()
-    work = Work(
-        session, at, lies, _rule(asked), grid(lies.ends, asked.points), _made(folder / f"{name}.parts"), key, name
-    )
+    key, vouching, parts = config.digest(facts, 16), folder / f"{name}.safetensors", _made(folder / f"{name}.parts")
+    work = survey.Survey(session, at, lies, _rule(asked), grid(lies.ends, asked.points), parts, key, name)
     jobs: dict[str, Callable[[], DataFrame]] = {f"{name}.csv": work.losses}
     if asked.kind == "trajectory":
-        jobs[f"{name}-snapshots.csv"] = partial(_snapshots, work, record, settings)
+        jobs[f"{name}-snapshots.csv"] = partial(survey.snapshots, work, record, settings)
     if asked.curvature:
         jobs[f"{name}-curvature.csv"] = work.curvature
-    for kind in () if done else ("snapshots", "curvature"):
-        (folder / f"{name}-{kind}.csv").unlink(missing_ok=True)  # of other settings
-    for file, job in jobs.items():
-        if file not in done:
-            store.write(folder / file, store.table_bytes(job()))
+    done = _intact(vouching, key)
+    if not done:  # before any table of these settings takes the place of one of others
+        for old in (vouching, *(folder / f"{name}-{kind}.csv" for kind in ("snapshots", "curvature"))):
+            old.unlink(missing_ok=True)
+        sync_folder(folder)
+    for file in jobs.keys() - done.keys():
+        data = store.table_bytes(jobs[file]())
+        store.write(folder / file, data)
+        done[file] = hashlib.sha256(data).hexdigest()
     told = facts | lies.facts | {"key": key, "run_id": record["run_id"], "batchnorm": work.batchnorm}
-    told |= {"to": other["run_id"] if other else "", "files": sorted({*done, *jobs})}
-    if known != told:  # last: it vouches for the tables
+    told |= {"to": other["run_id"] if other else "", "files": done}
+    if vectors.facts(vouching) != told:  # last: it vouches for the tables
         store.write(vouching, vectors.to_bytes(tensors, json.loads(json.dumps(told))))
-    _clear(folder / f"{name}.parts")
+    _clear(parts, key)
     return store.read_table(folder / f"{name}.csv")
+
+
+def _intact(vouching: Path, key: str) -> dict[str, str]:
+    """The tables of a surface with this key that are as they were written, and their hashes."""
+    known = vectors.facts(vouching)
+    files = known.get("files", {}) if known.get("key") == key else {}
+    paths = {file: vouching.with_name(file) for file in files}
+    return {f: sha for f, sha in files.items() if paths[f].is_file() and store.file_hash(paths[f]) == sha}
 
 
 def _rule(asked: Surface) -> BatchNorm:
     return asked.batchnorm or ("recompute" if asked.kind in ("path", "trajectory") else "fixed")
 
 
-def _clear(parts: Path) -> None:
-    if parts.is_dir():
-        for part in parts.iterdir():
-            part.unlink()
+def _clear(parts: Path, key: str) -> None:
+    """Remove the parts of a surface that is finished; those of other settings stay."""
+    for part in parts.glob(f"{key}-*"):
+        part.unlink()
+    if not any(parts.iterdir()):
         parts.rmdir()
-
-
-@dataclass(frozen=True)
-class Work:
-    """What the tables of one surface are made from.
-
-    Args:
-        session: told of each step.
-        at: the minimum.
-        lies: its directions.
-        batchnorm: statistics off the minimum.
-        xy: the grid.
-        parts: folder of what is finished.
-        key: of all that the values depend on.
-        name: of the surface.
-    """
-
-    session: Session
-    at: Point
-    lies: Span
-    batchnorm: BatchNorm
-    xy: Tensor
-    parts: Path
-    key: str
-    name: str
-
-    def places(self) -> list[Place]:
-        """One for each draw of the directions."""
-        theta = self.at.theta.double()
-        sides = {"train": self.at.train, "test": self.at.test}
-        flat = [{axis: flatten(d)[0].to(theta) for axis, d in draw.items()} for draw in self.lies.draws]
-        return [Place(sides, theta, d["x"], d.get("y"), self.batchnorm, self.lies.other) for d in flat]
-
-    def losses(self) -> DataFrame:
-        """draw, x, y, split, loss, accuracy, status."""
-        rows = [
-            (draw, *point, split, *_told(*scores))
-            for draw, place in enumerate(self.places())
-            for point, both in zip(self.xy.tolist(), self._finished(draw, "", place, _scores), strict=True)
-            for split, scores in zip(place.sides, both, strict=True)
-        ]
-        return _frame(COLUMNS, rows)
-
-    def curvature(self) -> DataFrame:
-        """draw, x, y, lambda_max, lambda_min, status, message."""
-        rows = [
-            (draw, *point, *found)
-            for draw, place in enumerate(self.places())
-            for point, found in zip(
-                self.xy.tolist(), self._finished(draw, "-curvature", place, curvatures), strict=True
-            )
-        ]
-        return _frame(CURVATURE, rows)
-
-    def _finished(self, draw: int, what: str, place: Place, how: Callable[[Place, Tensor], Rows]) -> Rows:
-        """One row a point; each part is on the disk before the next begins, and is not made twice."""
-        found: Rows = []
-        if draw == 0:
-            self.session.watch("measure", {"cells": len(self.xy) * len(self.lies.draws), "unit": "points"})
-        for i, some in enumerate(self.xy.split(place.together)):
-            engine.check()
-            self.session.watch("metric", {"metric": self.name + what})
-            path = self.parts / f"{self.key}-{draw}{what}-{i:05d}.json"
-            if path.is_file():
-                own = json.loads(path.read_text())
-            else:
-                own = how(place, some)
-                store.write(path, json.dumps(own).encode())
-            found += own
-            self.session.watch("cell", {"metric": self.name, "runs": len(some)})
-        return found
-
-
-def _scores(place: Place, xy: Tensor) -> Rows:
-    rows: Rows = place.scores(xy).tolist()
-    return rows
-
-
-def curvatures(place: Place, xy: Tensor) -> Rows:
-    """Largest and smallest eigenvalue of the Hessian of the training loss at points (P, 2), status and message."""
-    finite = place.scores(xy)[:, 0, 0].isfinite().tolist()
-    rows: Rows = [(None, None, "undefined", "the loss is not finite") for _ in finite]
-    inside = [i for i, ok in enumerate(finite) if ok]
-    size = 1 if place.convolves else max(1, len(inside))
-    for some in (inside[i : i + size] for i in range(0, len(inside), size)):
-        theta = place.points(xy[some])
-        train = place.sides["train"]
-        own = replace(train, like=train.unflatten(theta), buffers=place.buffers(theta, xy[some]))
-        at = Point(theta, own, own)
-        low, top = hessian_bottom(at), at.ritz(1, 1e-3, 200, 0)  # which that one needed too
-        late = (top.residuals[:, 0] > 1e-3 * top.values[:, 0].abs()).tolist()
-        for row, i in enumerate(some):
-            said = (low.status[row], low.message[row])
-            if late[row]:
-                said = ("not_converged", "lambda_max: relative residual above 1e-3 after 200 steps")
-            rows[i] = (float(top.values[row, 0]), float(low.value[row]), *said)
-    return rows
-
-
-def _snapshots(work: Work, record: Record, settings: dict[str, Any]) -> DataFrame:
-    """epoch, x, y, off_plane, split, loss, accuracy, projected_loss, projected_accuracy, status.
-
-    The loss at each snapshot with its own BatchNorm statistics, and that at its shadow on the plane; both are in
-    off_plane, the distance between the two.
-    """
-    (place,), way = work.places(), work.lies.way
-    assert way is not None and place.Y is not None
-    moves = torch.cat([way - place.theta, torch.zeros_like(place.theta)])
-    xy = moves @ torch.stack([place.X, place.Y], 1)
-    off = (moves - xy @ torch.stack([place.X, place.Y])).norm(dim=1)
-    kept = [*before_the_end(work.session, record, settings), record]
-    rows, shadows = [], place.scores(xy.cpu()).tolist()
-    for one, point, far, shadow in zip(kept, xy.tolist(), off.tolist(), shadows, strict=True):
-        at = measurement.point(work.session, [one], settings)
-        own = replace(place, sides={"train": at.train, "test": at.test}, theta=at.theta.double(), batchnorm="fixed")
-        for split, true, seen in zip(own.sides, own.scores(torch.zeros(1, 2))[0].tolist(), shadow, strict=True):
-            (*scores, status), (*projected, other) = _told(*true), _told(*seen)
-            worst = status if status != "ok" else other
-            rows.append((one.get("epoch", record["epochs"]), *point, far, split, *scores, *projected, worst))
-    return _frame(SNAPSHOTS, rows)
-
-
-def _told(loss: float, accuracy: float) -> tuple[float | None, float | None, str]:
-    """A value that is not finite is left out."""
-    return (loss, accuracy, "ok") if isfinite(loss) else (None, None, "undefined")
-
-
-def _frame(columns: Sequence[str], rows: list[Any]) -> DataFrame:
-    return store.lines_table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)))
 
 
 def _made(folder: Path) -> Path:

@@ -76,6 +76,8 @@ def read(path: Path, shapes: dict[str, tuple[int, ...]], axes: int) -> list[dict
                 if t is None or tuple(t.shape) != shape:
                     seen = "lacks it" if t is None else f"has {tuple(t.shape)}"
                     raise Fault(f"--directions: {path}: {axis}{len(found)}.{name} of shape {shape} is due, it {seen}")
+                if not t.isfinite().all():
+                    raise Fault(f"--directions: {path}: {axis}{len(found)}.{name} holds NaN or Inf")
                 draw[axis][name] = t.double()[None]
         found.append(draw)
     if not found:

@@ -16,7 +16,7 @@ from test_cli import Call, call
 from test_surfaces import NETS, place, plain
 from torch import nn
 
-from landscape_cli import measurement, point, store, surfacing
+from landscape_cli import measurement, point, store, surfacing, survey
 from landscape_cli.config import Surface
 from landscape_cli.errors import Fault
 from landscape_cli.objective import Objective
@@ -76,7 +76,7 @@ def test_curvature_at_points_is_that_of_the_dense_hessian(spec: Any, cut: int, m
     monkeypatch.setattr("landscape_cli.metrics.curvature.DENSE", cut)
     there, module = place(*spec)
     xy = torch.tensor([[0.0, 0.0], [0.4, -0.3], [-0.7, 0.9]], dtype=torch.float64)
-    for (x, y), (top, low, status, message) in zip(xy, surfacing.curvatures(there, xy), strict=True):
+    for (x, y), (top, low, status, message) in zip(xy, survey.curvatures(there, xy), strict=True):
         assert there.Y is not None
         values = torch.linalg.eigvalsh(dense(module, there.sides["train"], there.theta + x * there.X + y * there.Y))
         assert top == pytest.approx(float(values[-1]), rel=1e-4)
@@ -86,18 +86,30 @@ def test_curvature_at_points_is_that_of_the_dense_hessian(spec: Any, cut: int, m
 
 def test_curvature_follows_the_statistics_of_batchnorm() -> None:
     there, module = place(*NETS[1], batchnorm="recompute")
-    xy = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
-    theta, train = there.points(xy), there.sides["train"]
-    own = replace(train, buffers=collect_statistics(train.network, train.unflatten(theta), train.buffers, train.x))
-    values = torch.linalg.eigvalsh(dense(module, own, theta))
-    ((top, *_),) = surfacing.curvatures(there, xy)
-    assert top == pytest.approx(float(values[-1]), rel=1e-4)
+    xy = torch.tensor([[1e200, 0.0], [0.5, 0.5], [-0.6, 0.2]], dtype=torch.float64)
+    for point_, (top, *_) in list(zip(xy, survey.curvatures(there, xy), strict=True))[1:]:
+        theta, train = there.points(point_[None]), there.sides["train"]
+        own = replace(train, buffers=collect_statistics(train.network, train.unflatten(theta), train.buffers, train.x))
+        values = torch.linalg.eigvalsh(dense(module, own, theta))
+        assert top == pytest.approx(float(values[-1]), rel=1e-4)
+
+
+def test_curvature_that_did_not_converge_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    there, _ = place(*NETS[0])
+    keep = Point.ritz
+
+    def early(self: Point, *settings: Any) -> Any:
+        return replace(keep(self, *settings), residuals=torch.ones(1, 1))
+
+    monkeypatch.setattr(Point, "ritz", early)
+    ((_, _, status, message),) = survey.curvatures(there, torch.zeros(1, 2, dtype=torch.float64))
+    assert status == "not_converged" and message.startswith("lambda_max: relative residual above")
 
 
 def test_curvature_where_the_loss_is_not_finite() -> None:
     there, _ = place(*NETS[0])
     xy = torch.tensor([[1e200, 0.0], [0.1, 0.0]], dtype=torch.float64)
-    bad, good = surfacing.curvatures(there, xy)
+    bad, good = survey.curvatures(there, xy)
     assert bad == (None, None, "undefined", "the loss is not finite") and good[2] == "ok"
 
 
@@ -114,14 +126,14 @@ def test_a_trajectory_beside_its_shadow(tiny: Any, monkeypatch: pytest.MonkeyPat
         record = session.finished()[run_id]
         at = measurement.point(session, [record], settings)
         flat = {a: torch.cat([axes[f"{a}0.{n}"].flatten() for n in at.train.like]) for a in "xy"}
-        assert list(way.columns) == list(surfacing.SNAPSHOTS)
+        assert list(way.columns) == list(survey.SNAPSHOTS)
         assert way[way["split"] == "train"]["epoch"].tolist() == [0, 1, 2, 4, 6]
         module = session.module(settings).double().eval()
         for (epoch, split), (row,) in ((k, g.to_dict("records")) for k, g in way.groupby(["epoch", "split"])):
             file = session.folder / (
                 f"minima/{run_id}.safetensors" if epoch == 6 else _snapshot(session, run_id, epoch)
             )
-            state = {n: t.double() for n, t in load_file(file).items() if not n.startswith("initial.")}
+            state = {n: t.double() for n, t in load_file(file).items() if not n.startswith("initial/")}
             theta = torch.cat([state[n].flatten() for n in at.train.like])
             move = theta - at.theta[0]
             assert row["x"] == pytest.approx(float(move @ flat["x"]), abs=1e-9)
@@ -160,7 +172,7 @@ def test_curvature_beside_a_surface_that_is_there(tiny: Any, monkeypatch: pytest
     again = surfacing.run(session, asked.model_copy(update={"curvature": True}))[run_id]
     assert again.equals(first)
     table = store.read_table(path)
-    assert list(table.columns) == list(surfacing.CURVATURE) and len(table) == 2 * 3
+    assert list(table.columns) == list(survey.CURVATURE) and len(table) == 2 * 3
     assert (table["lambda_max"] > table["lambda_min"]).all()
     count = len(made)
     surfacing.run(session, asked.model_copy(update={"curvature": True}))
@@ -205,7 +217,7 @@ def test_bad_input(call: Call, tmp_path: Path, words: tuple[str, ...], said: str
 def test_too_few_snapshots_before_the_end(call: Call, tmp_path: Path) -> None:
     words = ("--set", "training.stop.max_epochs=3", "--set", "training.snapshots=[1,2,3]", "--quiet")
     got, _, err = call("surface", "tiny.yaml", "--kind", "trajectory", *words)
-    assert got == 2 and "needs training.snapshots at three or more epochs before the end" in err
+    assert got == 3 and "needs training.snapshots at three or more epochs before the end" in err
 
 
 def test_what_the_command_says(call: Call) -> None:

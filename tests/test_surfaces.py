@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from test_cli import Call, call
 from torch import nn
 
-from landscape_cli import network, pictures, store, surfacing
+from landscape_cli import network, pictures, store, surfacing, survey, vectors
 from landscape_cli.config import Surface
+from landscape_cli.errors import Fault
 from landscape_cli.models import build_module
 from landscape_cli.objective import Objective, flatten
 from landscape_cli.population import collect_statistics
@@ -43,6 +44,9 @@ def place(
             b.copy_(0.5 + torch.rand(b.shape, generator=rng))
         elif name.endswith("mean"):
             b.copy_(torch.randn(b.shape, generator=rng))
+    for p in module.parameters():
+        if p.dim() == 1:  # offsets, and BatchNorm's, which begin at 0 and 1
+            p.data += 0.3 * torch.randn(p.shape, generator=rng)
     module.to(dtype)
     data = some_data(30, shape)
     net = network.build(module, shape, dtype)
@@ -114,18 +118,34 @@ def test_batchnorm_off_the_minimum(rule: Any) -> None:
     at, module = place({"name": "resnet", "width": 2}, (1, 8, 8))
     other = {n: b + 1 if b.is_floating_point() else b for n, b in at.sides["train"].buffers.items()}
     at = Place(at.sides, at.theta, at.X, None, rule, other)
-    x = 0.3
-    (values,) = at.scores(torch.tensor([[x, 0.0]], dtype=torch.float64))
-    theta = at.theta + x * at.X
-    train = at.sides["train"]
-    if rule == "recompute":
-        own = collect_statistics(train.network, train.unflatten(theta), train.buffers, train.x)
-    else:
-        share = x if rule == "interpolate" else 0.0
-        own = {n: (1 - share) * b + share * other[n] if b.is_floating_point() else b for n, b in train.buffers.items()}
-    module.load_state_dict({n: b[0] for n, b in own.items()}, strict=False)
-    for side, (loss, _) in zip(at.sides.values(), values.tolist(), strict=True):
-        assert loss == pytest.approx(plain(module, theta, side)[0], rel=1e-9)
+    train, xs = at.sides["train"], [0.3, -0.4, 1.3]
+    for x, values in zip(xs, at.scores(torch.tensor([[x, 0.0] for x in xs], dtype=torch.float64)), strict=True):
+        theta = at.theta + x * at.X
+        if rule == "recompute":
+            own = collect_statistics(train.network, train.unflatten(theta), train.buffers, train.x)
+        else:
+            share = x if rule == "interpolate" else 0.0
+            ends = {n: (b, other[n]) for n, b in train.buffers.items() if b.is_floating_point()}
+            own = {n: (1 - share) * here + share * there for n, (here, there) in ends.items()}
+        module.load_state_dict({n: b[0] for n, b in own.items()}, strict=False)
+        for side, (loss, _) in zip(at.sides.values(), values.tolist(), strict=True):
+            assert loss == pytest.approx(plain(module, theta, side)[0], rel=1e-9)
+
+
+def test_draws_and_axes_differ_and_a_seed_repeats_them() -> None:
+    params, _ = network.stack([build_module({"name": "mlp", "hidden": [50]}, (6,), 3, 0)])
+
+    def drawn(seed: int) -> list[torch.Tensor]:
+        rule = ("filter", "biasbn", seed)
+        return [flatten(d)[0] for draw in range(2) for d in random_directions(params, *rule, draw, 2)]  # type: ignore[arg-type]
+
+    some = drawn(0)
+    for i, a in enumerate(some):
+        for b in [*some[:i], *drawn(1)]:
+            assert abs(float(F.cosine_similarity(a, b, 0))) < 0.3
+    assert all(map(torch.equal, some, drawn(0)))
+    (alone,) = random_directions(params, "filter", "biasbn", 0, 1, 1)
+    assert torch.equal(flatten(alone)[0], some[2])  # a line's are a plane's first
 
 
 def test_grid() -> None:
@@ -162,8 +182,9 @@ def test_an_interrupted_surface_goes_on_to_the_same_bits(tiny: Any, monkeypatch:
         assert path.read_bytes() == due.read_bytes()
         assert path.with_suffix(".safetensors").read_bytes() == due.with_suffix(".safetensors").read_bytes()
         assert set(load_file(path.with_suffix(".safetensors"))) >= {"x0.1.weight", "y0.3.bias"}
-        assert list(table.columns) == list(surfacing.COLUMNS) and len(table) == 2 * 169
+        assert list(table.columns) == list(survey.COLUMNS) and len(table) == 2 * 169
         assert store.read_table(path).equals(table)
+    assert not [*(session.folder / "surfaces").glob("*.parts")]
     before = len(made)
     surfacing.run(tiny(), asked)
     assert len(made) == before
@@ -241,8 +262,17 @@ def test_the_command(call: Call, tmp_path: Path) -> None:
         (("--directions", "no.safetensors"), 5, "--directions: no.safetensors: no such file"),
         (("--normalization", "filters"), 2, "surface.normalization"),
         (("--kind", "path", "--directions", "x"), 2, "--directions: --kind path has directions of its own"),
-        (("--draws", "2", "--directions", "x"), 2, "--draws: --directions tells how many there are"),
-        (("--points", "1"), 2, "surface.points"),
+        (("--draws", "2", "--directions", "x"), 2, "--draws: --directions are taken as they are"),
+        (("--seed", "2", "--directions", "x"), 2, "--seed: --directions are taken as they are"),
+        (("--normalization", "none", "--directions", "x"), 2, "--normalization: --directions are taken as they are"),
+        (("--ignore", "none", "--kind", "path"), 2, "--ignore: --kind path has directions of its own"),
+        (("--directions", "."), 2, "--directions: .: is a folder, name a file in it"),
+        (("--points", "1"), 2, "--points 1: surface.points"),
+        (
+            ("--set", "surface.draws=2", "--set", "surface.directions=x"),
+            2,
+            "surface.draws: with directions: nothing is drawn",
+        ),
         (("--runs", ","), 2, "--runs: ',' names nothing"),
     ],
 )
@@ -252,31 +282,39 @@ def test_bad_input(call: Call, tmp_path: Path, words: tuple[str, ...], code: int
     assert not (tmp_path / "results").exists()
 
 
-def test_figures(tmp_path: Path) -> None:
+def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "surfaces").mkdir()
     (tmp_path / "plots").mkdir()
     xy = grid([(-1.0, 1.0)] * 2, 5).tolist()
     for run_id, lift in (("a", 0.1), ("b", 0.2)):
         kinds = {"plane": xy, "line": xy[:5], "path": xy[:5], "eigen": xy, "trajectory": xy}
         for kind, points in kinds.items():
-            rows = [(0, x, y, s, lift + x * x + y * y, 0.5, "ok") for x, y in points for s in ("train", "test")]
-            columns = dict(zip(surfacing.COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
+            bowl = [(x, y, x * x + 2 * y * y + x / 2) for x, y in points]
+            rows = [(0, x, y, s, lift + h * z, 0.5, "ok") for x, y, z in bowl for s, h in (("train", 1), ("test", 3))]
+            columns = dict(zip(survey.COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
             columns["loss"][0] = None
             table = store.lines_table(columns)
             store.write(tmp_path / "surfaces" / f"{run_id}-{kind}.csv", store.table_bytes(table))
         bends = [(0, x, y, 2.0, -x, "ok", "") for x, y in xy]
         way = [(e, 1 - e / 3, 0.1, 0.2, s, 1.0, 0.5, 1.1, 0.5, "ok") for e in range(4) for s in ("train", "test")]
         for name, columns_, rows in (
-            ("plane-curvature", surfacing.CURVATURE, bends),
-            ("trajectory-snapshots", surfacing.SNAPSHOTS, way),
+            ("plane-curvature", survey.CURVATURE, bends),
+            ("trajectory-snapshots", survey.SNAPSHOTS, way),
         ):
             table = store.lines_table(dict(zip(columns_, map(list, zip(*rows, strict=True)), strict=True)))
             store.write(tmp_path / "surfaces" / f"{run_id}-{name}.csv", store.table_bytes(table))
+        facts = {"to": "b" if run_id == "a" else "gone"}
+        some = {"x0.w": torch.zeros(1)}
+        store.write(tmp_path / "surfaces" / f"{run_id}-path.safetensors", vectors.to_bytes(some, facts))
     runs = store.lines_table({"run_id": ["a", "b"], "group": ["small", "large"]})
+    told: list[Any] = []
+    keep = pictures.curves
+    monkeypatch.setattr(pictures, "curves", lambda *a: told.append((list(a[0]), a[3])) or keep(*a))
     drawn = pictures.surfaces(tmp_path, runs, ["small", "large"])
     assert {p.name for p in drawn if p.suffix == ".png"} == {
         f"surface_{name}.png" for name in ("line", "path", "plane", "relief", "trajectory", "eigen", "curvature")
     }
+    assert told == [(["a", "b"], {}), (["a"], {"a": "b"})]  # the other end of b's path is gone
     page = (tmp_path / "plots" / "surface_relief.html").read_text()
     assert "Plotly.newPlot" in page and "small" in page and "large" in page and 'src="http' not in page
     assert pictures._axes({"explained_variance": [0.9, 0.05]}) == (
@@ -287,7 +325,183 @@ def test_figures(tmp_path: Path) -> None:
     ratio = pictures._ratio(store.read_table(tmp_path / "surfaces" / "a-plane-curvature.csv"))
     assert sorted(set(ratio)) == [0.0, 0.25, 0.5]
     assert pictures.surfaces(tmp_path / "plots", runs, ["small"]) == []
-    assert list(pictures._read(tmp_path, "plane", ["b", "c"])) == ["b", "a"]
+    assert list(pictures._read(tmp_path, "plane", ["b", "c", "a"])) == ["b", "a"]
+    assert list(pictures._read(tmp_path, "plane", ["b"])) == ["b"]  # a is of other settings
+    x, y, z = pictures._plane(store.read_table(tmp_path / "surfaces" / "b-plane.csv"))
+    for (i, own_x), (j, own_y) in ((one, two) for one in enumerate(x) for two in enumerate(y)):
+        if (i, j) != (0, 0):  # which has no value
+            assert z[j, i] == pytest.approx(0.2 + own_x**2 + 2 * own_y**2 + own_x / 2)
     group_of = {"a": "small", "b": "large", "c": "small"}
     assert pictures._from_to({"a": "b"}, group_of) == "x, 0: small, 1: large"
     assert pictures._from_to({"a": "c"}, group_of) == "x, 0: a, 1: c"
+
+
+def test_a_band_is_the_mean_between_the_extremes_with_gaps_where_there_is_no_value() -> None:
+    drawn: dict[str, Any] = {}
+
+    class Axes:
+        def plot(self, x: Any, y: Any, **_: Any) -> None:
+            drawn["line"] = (list(x), list(y))
+
+        def fill_between(self, x: Any, low: Any, high: Any, **_: Any) -> None:
+            drawn["band"] = (list(low), list(high))
+
+    rows = [(draw, x, None if x == 0.5 else x + draw * draw) for draw in range(3) for x in (0.0, 0.5, 1.0)]
+    table = store.lines_table(dict(zip(("draw", "x", "loss"), map(list, zip(*rows, strict=True)), strict=True)))
+    pictures._band(Axes(), table, "loss", pictures.plots.looks(["a"])["a"], "-")  # type: ignore[arg-type]
+    x, y = drawn["line"]
+    assert x == [0, 0.5, 1] and y[0] == pytest.approx(5 / 3) and y[1] != y[1] and y[2] == pytest.approx(8 / 3)
+    assert drawn["band"][0][::2] == [0, 1] and drawn["band"][1][::2] == [4, 5]
+
+
+def test_a_surface_without_any_value_is_drawn_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / "surfaces").mkdir()
+    (tmp_path / "plots").mkdir()
+    for kind in ("line", "plane"):
+        rows = [(0, x, y, s, None, None, "undefined") for x in (0, 1) for y in (0, 1) for s in ("train", "test")]
+        table = store.lines_table(dict(zip(survey.COLUMNS, map(list, zip(*rows, strict=True)), strict=True)))
+        store.write(tmp_path / "surfaces" / f"a-{kind}.csv", store.table_bytes(table))
+    drawn = pictures.surfaces(tmp_path, store.lines_table({"run_id": ["a"], "group": ["all"]}), ["all"])
+    assert {p.name for p in drawn} <= {"surface_line.png", "surface_line.svg", "surface_relief.html"}
+
+
+@pytest.mark.parametrize("kind", ["line", "plane", "path"])
+def test_every_row_can_be_had_again_from_the_files(tiny: Any, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+    """By a plain module at minimum + x X + y Y of its own draw; BatchNorm as the kind has it."""
+    monkeypatch.setattr(surfacing.experiment, "draw", lambda *a: None)
+    model = {"name": "mlp", "hidden": [8], "batchnorm": True}
+    session = tiny({"seeds": 1, "precision": "float64", "model": model})
+    asked = Surface(kind=kind, points=3, draws=None if kind == "path" else 2)
+    tables = surfacing.run(session, asked)
+    runs = store.read_table(session.folder / "runs.csv").set_index("run_id")
+    data = session.data(session.runs[0].settings)
+    for run_id, table in tables.items():
+        module = session.module(session.runs[0].settings).eval()
+        own = _state(session, run_id)
+        axes = load_file(session.folder / "surfaces" / f"{run_id}-{kind}.safetensors")
+        for draw, x, y, split, loss, accuracy, _ in table.itertuples(index=False):
+            state = {n: t.clone() for n, t in own.items()}
+            for name in dict(module.named_parameters()):
+                d = axes[f"x{draw}.{name}"] * x
+                state[name] += d + axes[f"y{draw}.{name}"] * y if kind == "plane" else d
+            module.load_state_dict(state)
+            if kind == "path":
+                _recompute(module, data.x_train)
+            z = module(getattr(data, f"x_{split}")).detach()
+            labels = getattr(data, f"y_{split}")
+            assert loss == pytest.approx(float(F.cross_entropy(z, labels)), rel=1e-9)
+            assert accuracy == pytest.approx(float((z.argmax(1) == labels).double().mean()), abs=1e-12)
+    if kind == "path":
+        a, b = runs.index[:2]
+        assert torch.equal(axes["x0.1.weight"], _state(session, b)["1.weight"] - _state(session, a)["1.weight"])
+        for rule in ("recompute", "interpolate"):
+            table = surfacing.run(session, Surface(kind="path", points=5, batchnorm=rule))[a]
+            test = table[table["split"] == "test"].set_index("x")["loss"]
+            assert [test[0.0], test[1.0]] == pytest.approx([runs["test_loss"][a], runs["test_loss"][b]], rel=1e-9)
+
+
+def _state(session: Any, run_id: str) -> dict[str, torch.Tensor]:
+    found = load_file(session.folder / "minima" / f"{run_id}.safetensors")
+    return {n: t for n, t in found.items() if not n.startswith("initial/")}
+
+
+def _recompute(module: nn.Module, x: torch.Tensor) -> None:
+    """Mean and biased variance of what comes into each BatchNorm, one after the other."""
+    for layer in module:  # type: ignore[union-attr]
+        if isinstance(layer, nn.BatchNorm1d):
+            layer.running_mean, layer.running_var = x.mean(0).detach(), x.var(0, unbiased=False).detach()
+        x = layer(x)
+
+
+def test_earlier_settings_after_an_interruption(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A, then B killed between its two tables, then A again, then B: each gives what it gave alone."""
+    monkeypatch.setattr(surfacing.experiment, "draw", lambda *a: None)
+    session = tiny({"seeds": 1})
+    first, second = Surface(points=5, draws=1), Surface(points=5, draws=1, range=2.0, curvature=True)
+    due = {r: t.copy() for r, t in surfacing.run(session, first).items()}
+    keep = survey.Survey.curvature
+
+    def stops(self: survey.Survey) -> Any:
+        keep(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(survey.Survey, "curvature", stops)
+    with pytest.raises(KeyboardInterrupt):
+        surfacing.run(session, second)
+    monkeypatch.setattr(survey.Survey, "curvature", keep)
+    again = surfacing.run(session, first)
+    assert all(again[r].equals(t) for r, t in due.items())
+    asks: list[int] = []
+    scores = Place.scores
+    monkeypatch.setattr(Place, "scores", lambda self, xy: asks.append(1) or scores(self, xy))
+    found = surfacing.run(session, second)
+    assert [t["x"].max() for t in found.values()] == [2.0, 2.0]
+    assert len(asks) == 3  # of the first run what was finished is kept: no loss, no curvature
+
+
+def test_damaged_and_edited_tables_are_made_again(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surfacing.experiment, "draw", lambda *a: None)
+    session, asked = tiny({"seeds": 1}), Surface(points=3, draws=1)
+    run_id, due = next(iter(surfacing.run(session, asked).items()))
+    path = session.folder / "surfaces" / f"{run_id}-line.csv"
+    whole = path.read_bytes()
+    for bad in (b"", whole[:40], b"\xff\x00", whole.replace(b",ok", b"9,ok", 1)):
+        path.write_bytes(bad)
+        assert surfacing.run(session, asked)[run_id].equals(due) and path.read_bytes() == whole
+    vouching = path.with_suffix(".safetensors")
+    vectors_ = vouching.read_bytes()
+    for bad in (b"", vectors_[:40]):
+        vouching.write_bytes(bad)
+        assert surfacing.run(session, asked)[run_id].equals(due) and vouching.read_bytes() == vectors_
+
+
+def test_other_ends_and_other_directions_are_other_surfaces(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surfacing.experiment, "draw", lambda *a: None)
+    session = tiny()
+    a, b, c = (run.run_id for run in session.runs[:3])
+    one, two = (surfacing.run(session, Surface(kind="path", points=3, runs=[a, end]))[a] for end in (b, c))
+    assert not one["loss"].equals(two["loss"])
+    folder = session.folder / "surfaces"
+    found = []
+    for seed in (1, 2):
+        surfacing.run(session, Surface(points=3, draws=1, seed=seed, runs=[a]))
+        (folder / f"{a}-line.safetensors").rename(folder / f"own{seed}.safetensors")
+    for seed in (1, 2):
+        asked = Surface(points=3, runs=[a], directions=str(folder / f"own{seed}.safetensors"))
+        found.append(surfacing.run(session, asked)[a]["loss"])
+        known = vectors.facts(folder / f"{a}-line.safetensors")
+        assert [known[k] for k in ("normalization", "ignore", "seed", "draws")] == [None] * 4  # not what was drawn
+    assert not found[0].equals(found[1])
+
+
+def test_directions_without_numbers_are_refused(tmp_path: Path) -> None:
+    bad = {"x0.w": torch.tensor([1.0, float("nan")], dtype=torch.float64)}
+    (tmp_path / "d.safetensors").write_bytes(vectors.to_bytes(bad, {}))
+    with pytest.raises(Fault, match=r"x0\.w holds NaN or Inf"):
+        vectors.read(tmp_path / "d.safetensors", {"w": (2,)}, 1)
+
+
+@pytest.mark.parametrize(
+    ("grid", "what"),
+    [
+        ("model.hidden: [[8], [9]]", "model"),
+        ("model.activation: [relu, tanh]", "model"),
+        ("dataset.label_noise: [0.0, 0.5]", "dataset"),
+        ("precision: [float32, float64]", "precision"),
+    ],
+)
+def test_a_path_joins_runs_of_one_model_on_the_same_data(call: Call, tmp_path: Path, grid: str, what: str) -> None:
+    words = ("--set", f"grid={{{grid}}}", "--set", "compare=null", "--quiet")
+    code, out, err = call("surface", "tiny.yaml", "--kind", "path", *words)
+    assert (code, out) == (2, "") and f"differ in {what}: name two runs of one" in err
+    assert not (tmp_path / "results").exists()
+
+
+def test_one_diverged_run_does_not_keep_the_others_from_their_surfaces(call: Call, tmp_path: Path) -> None:
+    words = ("--set", "grid={training.lr: [0.1, 1e300]}", "--set", "compare=null", "--points", "3", "--quiet")
+    code, out, err = call("surface", "tiny.yaml", *words)
+    assert code == 3 and "no surface: it diverged" in err
+    assert len([*tmp_path.glob("results/*/surfaces/*-line.csv")]) == 1 and "Report" in out
+    words = ("--set", "grid={training.lr: [0.1, 1e300]}", "--set", "compare=null", "--set", "surface={kind: path}")
+    code, out, err = call("compare", "tiny.yaml", *words, "--quiet")
+    assert code == 3 and "no surface: --kind path: goes from one minimum to another, not to 1" in err
