@@ -119,6 +119,28 @@ def test_collected_statistics_are_the_biased_ones_of_the_full_set(name: str) -> 
     assert list(moved) == list(at.buffers)
 
 
+class Spare(nn.Module):
+    """Has a BatchNorm that nothing passes, and asks for values on its way, so that it cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle, self.norm, self.out = nn.BatchNorm1d(5), nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.norm(x)
+        return self.out(z if float(z.detach().sum()) > -1e9 else -z)
+
+
+def test_a_batchnorm_that_is_not_passed_keeps_its_statistics() -> None:
+    module, x = Spare().double(), torch.randn(30, 6, dtype=torch.float64)
+    net = build(module, (6,), torch.float64)
+    assert net.kind != "stacked"
+    params, buffers = stack([module])
+    moved = collect_statistics(net, params, buffers, x)
+    assert torch.equal(moved["idle.running_var"], buffers["idle.running_var"])
+    assert_close(moved["norm.running_var"][0], x.var(0, unbiased=False))
+
+
 @pytest.mark.parametrize("name", ["relu", "layernorm"])
 def test_without_batchnorm_there_is_nothing_to_collect(name: str) -> None:
     at, _ = objective(name)
