@@ -310,7 +310,12 @@ def _difference(row: dict[Any, Any], ends: list[str]) -> tuple[str, bool]:
 
     sure = row["p_holm"] == row["p_holm"] and row["p_holm"] < analysis.ALPHA
     if row["ratio"] == row["ratio"]:
-        return f"{number(row['ratio'])}x ({number(row['ratio_low'])} to {number(row['ratio_high'])})", sure
+        interval = (
+            ""
+            if row["ratio_low"] != row["ratio_low"]
+            else f" ({number(row['ratio_low'])} to {number(row['ratio_high'])})"
+        )
+        return f"{number(row['ratio'])}x{interval}", sure
     if len(ends) < 2 or row["cliffs_delta"] != row["cliffs_delta"]:
         return "too few values", False
     return ("higher" if row["cliffs_delta"] > 0 else "lower") if sure else "no clear difference", sure

@@ -208,6 +208,8 @@ def difference_sentences(comparison: DataFrame, groups: list[str], same: Mapping
     first, last = groups[0], groups[-1]
     tested = comparison.assign(hypothesis=hypotheses(comparison, same)).dropna(subset="p_holm")
     metrics = tested[~tested["metric"].isin(OUTCOMES)].drop_duplicates("hypothesis")
+    if not len(metrics) and len(tested):
+        return []  # outcomes alone: there is no metric to speak of
     if not len(metrics):
         return [f"No metric has the two values a group that a test of {last} against {first} needs."]
     differ = metrics[metrics["p_holm"] < ALPHA]

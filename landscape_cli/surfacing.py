@@ -200,7 +200,7 @@ def _surface(
         for old in (vouching, *(folder / f"{name}-{kind}.csv" for kind in ("snapshots", "curvature"))):
             old.unlink(missing_ok=True)
         sync_folder(folder)
-    for file in jobs.keys() - done.keys():
+    for file in [f for f in jobs if f not in done]:
         data = store.table_bytes(jobs[file]())
         store.write(folder / file, data)
         done[file] = hashlib.sha256(data).hexdigest()

@@ -436,7 +436,7 @@ def test_earlier_settings_after_an_interruption(tiny: Any, monkeypatch: pytest.M
     monkeypatch.setattr(Place, "scores", lambda self, xy: asks.append(1) or scores(self, xy))
     found = surfacing.run(session, second)
     assert [t["x"].max() for t in found.values()] == [2.0, 2.0]
-    assert len(asks) == 3  # of the first run what was finished is kept: no loss, no curvature
+    assert len(asks) == 2  # of the second run's losses and curvature; what was finished of the first is kept
 
 
 def test_damaged_and_edited_tables_are_made_again(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
