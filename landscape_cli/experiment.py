@@ -37,6 +37,8 @@ PICTURES = (
     "surface_trajectory",
     "surface_eigen",
     "surface_curvature",
+    "surface_line_curvature",
+    "surface_path_curvature",
 )
 
 

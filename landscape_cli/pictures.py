@@ -32,7 +32,9 @@ def surfaces(folder: Path, runs: DataFrame, groups: list[str]) -> list[Path]:
     for kind in ("line", "path", "plane", "trajectory", "eigen"):
         tables = _read(folder, kind, order)
         facts = {r: vectors.facts(folder / "surfaces" / f"{r}-{kind}.safetensors") for r in tables}
+        bends = _read(folder, f"{kind}-curvature", order)
         if kind in ("line", "path"):
+            drawn += bending(bends, group_of, groups, place / f"surface_{kind}_curvature")
             ends = {run_id: str(known.get("to", "")) for run_id, known in facts.items()}
             if kind == "path":
                 tables = {run_id: table for run_id, table in tables.items() if ends[run_id] in group_of}
@@ -42,7 +44,7 @@ def surfaces(folder: Path, runs: DataFrame, groups: list[str]) -> list[Path]:
         labels = {run_id: _axes(known) for run_id, known in facts.items()}
         ways = _read(folder, f"{kind}-snapshots", order)
         drawn += contours(tables, group_of, place / f"surface_{kind}", labels, ways)
-        maps |= {f"{r} {kind}": t for r, t in _read(folder, f"{kind}-curvature", order).items()}
+        maps |= {f"{r} {kind}": t for r, t in bends.items()}
         if kind == "plane":
             drawn += relief(tables, group_of, place / "surface_relief")
             drawn += interactive(tables, group_of, place / "surface_relief.html")
@@ -192,6 +194,30 @@ def curvature_maps(tables: Tables, group_of: Mapping[str, str], stem: Path) -> l
             plots.panel_title(ax, f"{group_of.get(run_id, run_id)}, {kind}", run_id)
         bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02, extend="max")
         bar.set_label("|λ_min / λ_max| of the Hessian; 0: convex")
+        return plots.save(figure, stem)
+
+
+def bending(tables: Tables, group_of: Mapping[str, str], groups: list[str], stem: Path) -> list[Path]:
+    """Largest and smallest eigenvalue of the Hessian along lines and paths, the mean over the directions.
+
+    Args:
+        tables: surfaces/<run_id>-<kind>-curvature.csv.
+        group_of: run id -> group.
+        groups: their names.
+        stem: path without suffix.
+    Returns: the files written, none if there is no such surface.
+    """
+    if not tables:
+        return []
+    style = plots.looks([g for g in groups if g in {group_of[r] for r in tables}])
+    with plots.styled():
+        figure, axes = plots.panels(2, 3.1, 2)
+        for run_id, table in tables.items():
+            for ax, quantity in zip(axes, ("lambda_max", "lambda_min"), strict=True):
+                _band(ax, table, quantity, style[group_of[run_id]], "-")
+        for ax, title in zip(axes, ("λ_max of the Hessian", "λ_min of the Hessian"), strict=True):
+            ax.set(title=title, xlabel="x, steps along the direction")
+        plots.legend(figure, style, lines=True)
         return plots.save(figure, stem)
 
 

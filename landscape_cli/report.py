@@ -82,6 +82,14 @@ CAPTIONS = {  # plot's stem: title, what it shows; in the order of the page
         "|λ_min / λ_max| of the Hessian of the training loss over a plane (Li et al. 2018, section 6): dark where "
         "negative curvature is small beside the positive one.",
     ),
+    "surface_line_curvature": (
+        "Curvature along lines",
+        "Largest and smallest eigenvalue of the Hessian of the training loss along random lines through minima.",
+    ),
+    "surface_path_curvature": (
+        "Curvature from one minimum to another",
+        "Largest and smallest eigenvalue of the Hessian of the training loss on the line from x = 0 to x = 1.",
+    ),
     "lines": (
         "The same function, sharp and flat",
         "Loss along a random line through a minimum and through images of it that compute the same function. Left: in "

@@ -299,6 +299,7 @@ def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         way = [(e, 1 - e / 3, 0.1, 0.2, s, 1.0, 0.5, 1.1, 0.5, "ok") for e in range(4) for s in ("train", "test")]
         for name, columns_, rows in (
             ("plane-curvature", survey.CURVATURE, bends),
+            ("line-curvature", survey.CURVATURE, bends[:5]),
             ("trajectory-snapshots", survey.SNAPSHOTS, way),
         ):
             table = store.lines_table(dict(zip(columns_, map(list, zip(*rows, strict=True)), strict=True)))
@@ -312,7 +313,8 @@ def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "curves", lambda *a: told.append((list(a[0]), a[3])) or keep(*a))
     drawn = pictures.surfaces(tmp_path, runs, ["small", "large"])
     assert {p.name for p in drawn if p.suffix == ".png"} == {
-        f"surface_{name}.png" for name in ("line", "path", "plane", "relief", "trajectory", "eigen", "curvature")
+        f"surface_{name}.png"
+        for name in ("line", "line_curvature", "path", "plane", "relief", "trajectory", "eigen", "curvature")
     }
     assert told == [(["a", "b"], {}), (["a"], {"a": "b"})]  # the other end of b's path is gone
     page = (tmp_path / "plots" / "surface_relief.html").read_text()
