@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from conftest import begin, settings_of, some_data
 from torch import nn
 
-from landscape_cli import network, population, training
+from landscape_cli import config, network, population, training
 from landscape_cli.errors import Fault
 from landscape_cli.models import build_module
 from landscape_cli.network import Pass
+from landscape_cli.objective import Objective, flatten
+from landscape_cli.point import Point
 from landscape_cli.registry import REGISTRY
 
 TRIED: list[tuple[dict[str, Any], tuple[int, ...]]] = [
@@ -196,3 +198,35 @@ def test_statistics_in_pieces_are_those_of_the_whole_set(monkeypatch: pytest.Mon
     assert got.keys() == due.keys()
     for name in due:
         torch.testing.assert_close(got[name], due[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("spec", [{"name": "resnet", "width": 2}, {"name": "vgg", "width": 2}])
+def test_metrics_of_a_stack_are_those_of_each_network_alone(spec: dict[str, Any]) -> None:
+    """Every default metric, on networks with BatchNorm whose statistics and offsets are not those of the start."""
+    data, modules = some_data(24, (1, 8, 8), 4), [build_module(spec, (1, 8, 8), 4, seed).double() for seed in range(2)]
+    rng = torch.Generator().manual_seed(1)
+    for module in modules:
+        for t in [*module.buffers(), *module.parameters()]:
+            if t.is_floating_point() and t.dim() == 1:
+                t.data += 0.3 * torch.rand(t.shape, generator=rng)
+    net = network.build(modules[0], (1, 8, 8), torch.float64)
+
+    def at(some: list[nn.Module]) -> Point:
+        params, buffers = network.stack(some)
+        sides = [Objective(net, params, buffers, data.x_train, data.y_train) for _ in range(2)]
+        return Point(flatten(params), *sides, 0.9 * flatten(params))
+
+    together, alone = at(modules), [at([module]) for module in modules]
+    for entry in (e for e in REGISTRY["metric"].values() if e.facts.get("default")):
+        for settings in _settings(entry.name):
+            found = [entry.function(point, **settings) for point in (together, *alone)]
+            both, *ones = [rows if isinstance(rows, dict) else {"": rows} for rows in found]
+            for key, estimate in both.items():
+                values = torch.cat([one[key].value for one in ones])
+                assert torch.allclose(estimate.value, values, rtol=1e-6, atol=1e-12, equal_nan=True), entry.name
+
+
+def _settings(metric: str) -> list[dict[str, Any]]:
+    asked = {"name": "a", "dataset": {"name": "digits"}, "model": {"name": "mlp"}, "metrics": [metric]}
+    experiment = config.Experiment.model_validate({**asked, "training": {"lr": 0.1, "batch_size": 10}})
+    return [own for _, own in config.measurements(experiment)]
