@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter
 from pandas import DataFrame, Series
 
@@ -162,14 +163,17 @@ def contours(
 
 
 def _way(ax: Axes, table: DataFrame) -> None:
-    """A run's snapshots on the plane, their epochs beside the first ones."""
+    """A run's snapshots on the plane, their epochs beside them where there is room."""
     own = table[table["split"] == "train"]
     ax.plot(own["x"], own["y"], color="crimson", marker="o", ms=2.5, lw=1)
-    for _, row in own.iloc[:3].iterrows():
-        where = (float(row["x"]), float(row["y"]))
-        ax.annotate(
-            f"{row['epoch']:.0f}", where, color="crimson", fontsize=7, textcoords="offset points", xytext=(3, 3)
-        )
+    extent, last = np.array([np.ptp(ax.get_xlim()), np.ptp(ax.get_ylim())]), np.full(2, np.inf)
+    for epoch, x, y in zip(own["epoch"], own["x"], own["y"], strict=True):
+        if np.linalg.norm((np.array([x, y]) - last) / extent) > 0.06:
+            text = ax.annotate(
+                f"{epoch:.0f}", (x, y), color="crimson", fontsize=7, xytext=(3, 3), textcoords="offset points"
+            )
+            text.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
+            last = np.array([x, y])
 
 
 def curvature_maps(tables: Tables, group_of: Mapping[str, str], stem: Path) -> list[Path]:

@@ -69,7 +69,7 @@ CAPTIONS = {  # plot's stem: title, what it shows; in the order of the page
     "surface_trajectory": (
         "The way of a run",
         "Training loss on the plane of the two principal components of a run's snapshots (Li et al. 2018, section 7), "
-        "with the snapshots' shadows on it (the first ones by epoch) and the minimum (+). What the plane leaves out is "
+        "with the snapshots' shadows on it (by epoch) and the minimum (+). What the plane leaves out is "
         "in surfaces/*-snapshots.csv: each snapshot's own loss beside that of its shadow.",
     ),
     "surface_eigen": (
