@@ -206,8 +206,9 @@ def _surface(
         done[file] = hashlib.sha256(data).hexdigest()
     told = facts | lies.facts | {"key": key, "run_id": record["run_id"], "batchnorm": work.batchnorm}
     told |= {"to": other["run_id"] if other else "", "files": done}
+    told = json.loads(json.dumps(told))  # as it will be read
     if vectors.facts(vouching) != told:  # last: it vouches for the tables
-        store.write(vouching, vectors.to_bytes(tensors, json.loads(json.dumps(told))))
+        store.write(vouching, vectors.to_bytes(tensors, told))
     _clear(parts, key)
     return store.read_table(folder / f"{name}.csv")
 

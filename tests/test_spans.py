@@ -174,10 +174,11 @@ def test_curvature_beside_a_surface_that_is_there(tiny: Any, monkeypatch: pytest
     table = store.read_table(path)
     assert list(table.columns) == list(survey.CURVATURE) and len(table) == 2 * 3
     assert (table["lambda_max"] > table["lambda_min"]).all()
-    count = len(made)
+    count, stamp = len(made), path.with_name(f"{run_id}-line.safetensors").stat().st_mtime_ns
     surfacing.run(session, asked.model_copy(update={"curvature": True}))
     surfacing.run(session, asked)
     assert len(made) == count and path.exists()
+    assert path.with_name(f"{run_id}-line.safetensors").stat().st_mtime_ns == stamp  # nothing to say anew
     surfacing.run(session, asked.model_copy(update={"points": 5}))
     assert not path.exists()  # it was of other points
 
