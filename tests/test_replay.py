@@ -28,14 +28,23 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def trained(model: str, own: dict[str, Any], after: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], int]:
-    """Parameters after three epochs of 4 steps, the last of 4 samples, of three runs; how many traces were made."""
-    traced, trace = 0, replay._trace
+def trained(
+    model: str, own: dict[str, Any], after: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[Tensor], int, int]:
+    """Parameters after three epochs of 4 steps, the last of 4 samples, of three runs; how many traces, and plays."""
+    traced, plays, trace = 0, 0, replay._trace
 
     def counted(f: replay.Function, tensors: tuple[Tensor, ...]) -> replay.Function:
         nonlocal traced
         traced += 1
-        return trace(f, tensors)
+        played = trace(f, tensors)
+
+        def play(*some: Tensor) -> list[Tensor]:
+            nonlocal plays
+            plays += 1
+            return played(*some)
+
+        return play
 
     monkeypatch.setattr(replay, "_trace", counted)
     monkeypatch.setattr(training, "replayed", lambda f: replay.replayed(f, after))
@@ -44,15 +53,16 @@ def trained(model: str, own: dict[str, Any], after: int, monkeypatch: pytest.Mon
     assert net.kind == "stacked"
     outcomes = list(training.train(net, data, settings, [0, 1, 2], state, buffers))
     monkeypatch.undo()
-    return [p for o in outcomes for p in o.params.values()], traced
+    return [p for o in outcomes for p in o.params.values()], traced, plays
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_played_steps_give_the_same_bits(model: str, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, none = trained(model, RECIPES[recipe], 10**9, monkeypatch)
-    played, some = trained(model, RECIPES[recipe], 2, monkeypatch)
-    assert (none, some) == (0, 2)  # the whole batches, and the last
+    plain, none, idle = trained(model, RECIPES[recipe], 10**9, monkeypatch)
+    played, some, plays = trained(model, RECIPES[recipe], 2, monkeypatch)
+    assert (none, idle, some) == (0, 0, 2)  # the whole batches, and the last
+    assert plays == (22 if recipe == "sam" else 10)  # all calls but the first two of each layout, and the two looks
     assert all(map(torch.equal, plain, played))
 
 
