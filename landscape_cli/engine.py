@@ -81,6 +81,17 @@ def _keep_memory() -> None:
         return  # another C library: only the speed is lost
 
 
+@contextmanager
+def on_threads(count: int | None) -> Iterator[None]:
+    """Torch on so many threads; None leaves their number alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def facts(where: torch.device) -> dict[str, object]:
     """What the manifest says about the machine's part in the result."""
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"

@@ -22,7 +22,10 @@ def train(session: Session, only: set[str] | None = None) -> dict[str, Record]:
     todo = [s for s in pending(session, records) if only is None or only & {run.run_id for run in s} - records.keys()]
     session.watch("train", {"runs": len(session.runs), "done": len(records), "stacks": len(todo)})
     for stack in todo:
-        _train_stack(session, stack)
+        settings = stack[0].settings
+        work = stacks.work(stack[0], session.module(settings), tuple(session.data(settings).x_train.shape))
+        with engine.on_threads(training.threads(work, len(stack))):
+            _train_stack(session, stack)
     records = session.finished()
     for ids in list(stacks.begun(session.folder)):
         if set(ids) <= records.keys():  # stopped after its last run was written and before it was cleaned up

@@ -19,7 +19,7 @@ from torch import nn
 from landscape_cli import store
 from landscape_cli.config import Run, canonical, digest
 from landscape_cli.network import Params
-from landscape_cli.training import PER_RUN, State, batch_of, stack_size
+from landscape_cli.training import PER_RUN, State, batch_of, stack_size, work_of
 
 FORMAT = 1
 
@@ -53,16 +53,17 @@ def plan(folder: Path, runs: list[Run], done: dict[str, list[str]], module_of: A
         if run.run_id not in taken:
             missing.setdefault(shape_key(run), []).append(run)
     for alike in missing.values():
-        size = _size(alike[0], module_of(alike[0]), shape_of(alike[0]))
+        size = stack_size(work(alike[0], module_of(alike[0]), shape_of(alike[0])))
         stacks += [alike[i : i + size] for i in range(0, len(alike), size)]
     return stacks
 
 
-def _size(run: Run, module: nn.Module, shape: tuple[int, ...]) -> int:
+def work(run: Run, module: nn.Module, shape: tuple[int, ...]) -> int:
+    """Multiply-adds of one of its steps on training inputs of this shape, (n, ...), roughly."""
     parameters = sum(p.numel() for p in module.parameters())
     convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
     batch = batch_of(run.settings["training"], shape[0])
-    return stack_size(parameters, batch, prod(shape[2:]) if convolutional else 0)
+    return work_of(parameters, batch, prod(shape[2:]) if convolutional else 0)
 
 
 def identity(stack: list[Run]) -> str:

@@ -51,19 +51,36 @@ def stream(seed: int, purpose: str, *counters: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1)
 
 
-def stack_size(parameters: int, batch: int, positions: int = 0) -> int:
+def stack_size(work: int) -> int:
     """How many runs to train together: the one place where K is chosen.
 
     A step of a small net is all overhead, so many are worth it; for wide products there is nothing to gain, and a stack
     only loses the cache. 32 runs of the digits MLP at batch 10 take the time of two.
 
     Args:
+        work: of a run, from `work_of`.
+    """
+    return max(1, min(32, 2**28 // max(1, work)))
+
+
+def threads(work: int, K: int) -> int | None:
+    """How many threads a step takes, None for all: one for a small net alone.
+
+    Two gain it less than a sixth, and cost it half where they wait for a core that another program has. Its values are
+    then the same to the bit on any number of cores.
+    """
+    return 1 if K == 1 and work < 2**23 else None
+
+
+def work_of(parameters: int, batch: int, positions: int = 0) -> int:
+    """Multiply-adds of one run's forward pass in a step, roughly.
+
+    Args:
         parameters: of one run.
         batch: samples in a step.
         positions: pixels of a sample, for convolutional nets: a convolution uses each weight at many places.
     """
-    work = parameters * batch * max(1, positions // 8)
-    return max(1, min(32, int(2**28 // max(1, work))))
+    return parameters * batch * max(1, positions // 8)
 
 
 def batch_of(settings: Settings, n: int) -> int:
@@ -378,4 +395,4 @@ def _keep(state: State, stay: list[int]) -> None:
     state.active = [state.active[i] for i in stay]
 
 
-__all__ = ["Outcome", "Settings", "State", "batch_of", "begin", "stack_size", "stream", "train"]
+__all__ = ["Outcome", "Settings", "State", "batch_of", "begin", "stack_size", "stream", "threads", "train", "work_of"]

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from landscape_cli import config, engine, experiment, measurement, minima, store
+from landscape_cli import config, engine, experiment, measurement, minima, store, training
 from landscape_cli.errors import Fault
 from landscape_cli.point import Estimate, Point, exact
 from landscape_cli.registry import REGISTRY, Entry
@@ -387,6 +387,23 @@ def test_changed_data_make_runs_and_cells_stale(tiny: Open, tmp_path: Path, what
     experiment.compare(tiny(own))
     after = rows(session, "test_loss")
     assert len(after) == 4 and all(a["value"] != b["value"] for a, b in zip(after, before, strict=True))
+
+
+def test_a_small_net_alone_is_trained_on_one_thread(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, train = [], training.train
+
+    def noting(*args: Any) -> Any:
+        seen.append((len(args[3]), torch.get_num_threads()))
+        return train(*args)
+
+    monkeypatch.setattr(training, "train", noting)
+    session = tiny()
+    lone = next(run for run in session.runs if run.seed == 0)
+    session.runs = [lone, *(run for run in session.runs if run.settings != lone.settings)]
+    with engine.on_threads(3):
+        experiment.train(session)
+        assert torch.get_num_threads() == 3
+    assert seen == [(1, 1), (2, 3)] and torch.get_num_threads() == 1
 
 
 def test_a_signal_while_drawing_is_not_lost(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:

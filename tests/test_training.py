@@ -316,7 +316,15 @@ def test_dropout_depends_on_seed_and_step_alone(monkeypatch: pytest.MonkeyPatch)
     [(17_610, 10, 0, 32), (17_610, 1000, 0, 15), (270_000, 32, 64, 3), (270_000, 32, 1024, 1), (1, 1, 0, 32)],
 )
 def test_stack_size(parameters: int, batch: int, positions: int, size: int) -> None:
-    assert training.stack_size(parameters, batch, positions) == size
+    assert training.stack_size(training.work_of(parameters, batch, positions)) == size
+
+
+@pytest.mark.parametrize(
+    ("parameters", "batch", "positions", "K", "threads"),
+    [(64_870, 100, 0, 1, 1), (105_610, 100, 0, 1, None), (559, 100, 0, 2, None), (270_000, 32, 1024, 1, None)],
+)
+def test_threads(parameters: int, batch: int, positions: int, K: int, threads: int | None) -> None:
+    assert training.threads(training.work_of(parameters, batch, positions), K) == threads
 
 
 def test_a_last_batch_of_one_sample_is_normalized_to_its_shift() -> None:
