@@ -28,7 +28,7 @@ def surfaces(folder: Path, runs: DataFrame, groups: list[str]) -> list[Path]:
     """All figures of surfaces/*.csv of an experiment's folder; the files written."""
     group_of = {} if not len(runs) else dict(zip(runs["run_id"], runs["group"], strict=True))
     drawn = []
-    place, maps = folder / "plots", dict[str, DataFrame]()
+    place, maps, what = folder / "plots", dict[str, DataFrame](), dict[str, tuple[str, str]]()
     order = list(group_of)
     for kind in ("line", "path", "plane", "trajectory", "eigen"):
         tables = _read(folder, kind, order)
@@ -46,10 +46,11 @@ def surfaces(folder: Path, runs: DataFrame, groups: list[str]) -> list[Path]:
         ways = _read(folder, f"{kind}-snapshots", order)
         drawn += contours(tables, group_of, place / f"surface_{kind}", labels, ways)
         maps |= {f"{r} {kind}": t for r, t in bends.items()}
+        what |= {f"{r} {kind}": axes for r, axes in labels.items()}
         if kind == "plane":
             drawn += relief(tables, group_of, place / "surface_relief")
             drawn += interactive(tables, group_of, place / "surface_relief.html")
-    return drawn + curvature_maps(maps, group_of, place / "surface_curvature")
+    return drawn + curvature_maps(maps, group_of, what, place / "surface_curvature")
 
 
 def _read(folder: Path, what: str, order: list[str]) -> dict[str, DataFrame]:
@@ -176,12 +177,15 @@ def _way(ax: Axes, table: DataFrame) -> None:
             last = np.array([x, y])
 
 
-def curvature_maps(tables: Tables, group_of: Mapping[str, str], stem: Path) -> list[Path]:
+def curvature_maps(
+    tables: Tables, group_of: Mapping[str, str], labels: Mapping[str, tuple[str, str]], stem: Path
+) -> list[Path]:
     """|lambda_min / lambda_max| of the Hessian on planes: near 0 the loss looks convex (Li et al. 2018, section 6).
 
     Args:
         tables: "<run_id> <kind>" -> surfaces/<run_id>-<kind>-curvature.csv.
         group_of: run id -> group.
+        labels: "<run_id> <kind>" -> what x and y are.
         stem: path without suffix.
     Returns: the files written, none if there is no such surface.
     """
@@ -193,7 +197,8 @@ def curvature_maps(tables: Tables, group_of: Mapping[str, str], stem: Path) -> l
         for ax, (key, (x, y, z)) in zip(axes, planes.items(), strict=True):
             image = ax.pcolormesh(x, y, np.ma.masked_invalid(z), vmin=0, vmax=1, cmap="viridis", shading="nearest")
             ax.plot(0, 0, marker="+", color="white", ms=7)
-            ax.set(xlabel="x", ylabel="y", aspect="auto" if key.endswith("trajectory") else "equal")
+            xlabel, ylabel = labels.get(key, ("x", "y"))
+            ax.set(xlabel=xlabel, ylabel=ylabel, aspect="auto" if key.endswith("trajectory") else "equal")
             run_id, kind = key.split(" ")
             plots.panel_title(ax, f"{group_of.get(run_id, run_id)}, {kind}", run_id)
         bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02, extend="max")

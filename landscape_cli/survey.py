@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -93,14 +94,27 @@ class Survey:
             engine.check()
             self.session.watch("metric", {"metric": self.name + what})
             path = self.parts / f"{self.key}-{draw}{what}-{i:05d}.json"
-            if path.is_file():
-                own = json.loads(path.read_text())
-            else:
+            own = _kept(path)
+            if own is None:
                 own = how(place, some)
-                store.write(path, json.dumps(own).encode())
+                store.write(path, json.dumps({"rows": own, "sha256": _hash(own)}).encode())
             found += own
             self.session.watch("cell", {"metric": self.name, "runs": len(some)})
         return found
+
+
+def _kept(path: Path) -> Rows | None:
+    """The rows of a part, None if it is missing or damaged."""
+    try:
+        part = json.loads(path.read_text())
+        rows: Rows = part["rows"]
+        return rows if part["sha256"] == _hash(rows) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _hash(rows: Rows) -> str:
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _scores(place: Place, xy: Tensor) -> Rows:

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from landscape_cli import augment
+from landscape_cli import augment, stopping
 from landscape_cli.datasets import Data
 from landscape_cli.errors import Fault
 from landscape_cli.network import Network, Params, Pass
-from landscape_cli.objective import MEMORY, Objective, flatten
-from landscape_cli.optimizers import HISTORY, Settings, State, ascended, begin, update
+from landscape_cli.objective import MEMORY, Objective
+from landscape_cli.optimizers import Settings, State, ascended, begin, update
 from landscape_cli.population import collect_statistics
 from landscape_cli.replay import replayed
 
@@ -135,13 +135,12 @@ def train(
         if free_check:
             losses, gradient = _full_gradient(network, state, state.params, buffers, data, piece)
         elif due:
-            losses = _evaluate(network, state, buffers, data)
+            losses = stopping.evaluate(network, state, buffers, data)
         if first == 0:
             yield from _snapshots(network, state, buffers, data, epoch, common["snapshots"])
         if losses is not None and due:
             book()
-            _look(network, state, buffers, data, epoch, stop)
-            leaving = _leaving(state, losses, epoch, stop, lambda: _evaluate(network, state, buffers, data, "test"))
+            leaving = stopping.leaving(network, state, buffers, data, losses, epoch, stop)
             for i, verdict in leaving.items():
                 yield _end(network, state, buffers, data, i, epoch, verdict)
             if leaving:
@@ -152,7 +151,7 @@ def train(
                     break
         if stop["max_steps"] is not None and state.step >= stop["max_steps"]:
             if not due:
-                _look(network, state, buffers, data, epoch, stop)
+                stopping.look(network, state, buffers, data, epoch, stop)
             yield from _all_end(network, state, buffers, data, epoch, stop)
             break
         if gradient is not None:
@@ -254,95 +253,6 @@ def _full_gradient(
     return losses / len(data.y_train), gradient
 
 
-def _evaluate(network: Network, state: State, buffers: Params, data: Data, split: str = "train") -> Tensor:
-    """Average loss (A,) on train, valid or test."""
-    at, theta = _at(network, state, buffers, data, split)
-    return at.loss(theta)
-
-
-def _at(network: Network, state: State, buffers: Params, data: Data, split: str) -> tuple[Objective, Tensor]:
-    """The stack in evaluation mode, BatchNorm on the whole training set's statistics, and where it is (A, p).
-
-    Test samples are taken evenly spaced, at most as many as there are to train on.
-    """
-    every = -(-len(data.y_test) // len(data.y_train)) if split == "test" else 1
-    x, y = (getattr(data, f"{side}_{split}")[::every] for side in "xy")
-    params = {n: p.detach() for n, p in state.params.items()}
-    own = collect_statistics(network, params, {n: b[state.active] for n, b in buffers.items()}, data.x_train)
-    return Objective(network, params, own, x, y), flatten(params)
-
-
-def _score(network: Network, state: State, buffers: Params, data: Data, stop: Settings) -> Tensor:
-    """Loss or share of errors (A,) on the validation set: the less, the better."""
-    if stop.get("score", "loss") == "loss":
-        return _evaluate(network, state, buffers, data, "valid")
-    at, theta = _at(network, state, buffers, data, "valid")
-    return (at.logits(theta).argmax(2) != at.y).double().mean(1)
-
-
-def _leaving(
-    state: State, losses: Tensor, epoch: int, stop: Settings, test: Callable[[], Tensor]
-) -> dict[int, tuple[str, str]]:
-    """Which active runs end here, with status and message; notes losses on the way, those of the test set by `test`."""
-    leaving = {}
-    note = epoch in _NOTED or epoch < 10
-    if bool(torch.isfinite(losses).all()) and (note or not state.finite):
-        state.finite = {n: p.detach().clone() for n, p in state.params.items()}
-    for i, loss in enumerate(losses.tolist()):
-        reached = stop["train_loss"] is not None and loss <= stop["train_loss"]
-        waited = _waited(state, i)
-        patient = waited < stop["patience"] if stop.get("patience") else True
-        if reached or not patient or epoch >= stop["max_epochs"] or not math.isfinite(loss):
-            leaving[i] = _verdict(loss, stop, "max_epochs", waited)
-    others = test().tolist() if note or leaving else []
-    for i, (row, loss, other) in enumerate(zip(state.active, losses.tolist(), others, strict=False)):
-        if (note or i in leaving) and math.isfinite(loss) and math.isfinite(other):
-            for key, value in zip(HISTORY, (epoch, state.step, loss, other), strict=True):
-                if key in state.history[row]:  # a state that an older version saved goes on without test losses
-                    state.history[row][key].append(value)
-    return leaving
-
-
-_NOTED = {round(10 * 1.05**k) for k in range(200)}  # epochs whose loss is kept for the training curve
-
-
-def _look(network: Network, state: State, buffers: Params, data: Data, epoch: int, stop: Settings) -> None:
-    """With patience, notes validation scores and keeps the parameters of the runs that never had a lower one."""
-    if not stop.get("patience"):
-        return
-    scores, better = _score(network, state, buffers, data, stop), []
-    for i, (row, score) in enumerate(zip(state.active, scores.tolist(), strict=True)):
-        least = state.looks[row]
-        if score < least.get("score", math.inf):
-            state.looks[row] = {"score": score, "epoch": epoch, "step": state.step, "waited": 0}
-            better.append(i)
-        else:
-            least["waited"] = least.get("waited", 0) + 1
-    for n, p in state.params.items():
-        state.best[n][better] = p.detach()[better]
-
-
-def _waited(state: State, i: int) -> int:
-    """Looks since an active run had its best validation score; 0 without patience."""
-    return int(state.looks[state.active[i]].get("waited", 0)) if state.looks else 0
-
-
-def _verdict(loss: float, stop: Settings, limit: str, waited: int) -> tuple[str, str]:
-    """Status and message of a run that leaves with this loss, `waited` looks after its best validation score."""
-    goal, patience = stop["train_loss"], stop.get("patience")
-    if not math.isfinite(loss):
-        return "diverged", f"training loss {loss}: lower training.lr"
-    if patience is not None and waited < patience:
-        text = "the best validation {} was {} looks ago, not yet stop.patience={}, at {}={}: raise it"
-        return "not_converged", text.format(stop.get("score", "loss"), waited, patience, limit, stop[limit])
-    if goal is None or loss <= goal:
-        return "ok", ""
-    return (
-        "not_converged",
-        f"train_loss {loss:.3g} is above stop.train_loss={goal:g} at {limit}={stop[limit]}: raise it",
-    )
-
-
 def _end(
     network: Network, state: State, buffers: Params, data: Data, i: int, epoch: int, verdict: tuple[str, str]
 ) -> Outcome:
@@ -360,8 +270,8 @@ def _all_end(
     network: Network, state: State, buffers: Params, data: Data, epoch: int, stop: Settings
 ) -> Iterator[Outcome]:
     """Every active run, at the limit of steps."""
-    for i, loss in enumerate(_evaluate(network, state, buffers, data).tolist()):
-        verdict = _verdict(loss, stop, "max_steps", _waited(state, i))
+    for i, loss in enumerate(stopping.evaluate(network, state, buffers, data).tolist()):
+        verdict = stopping.verdict(loss, stop, "max_steps", stopping.waited(state, i))
         yield _end(network, state, buffers, data, i, epoch, verdict)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import some_data
+from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from test_cli import Call, call
 from torch import nn
@@ -190,6 +193,39 @@ def test_an_interrupted_surface_goes_on_to_the_same_bits(tiny: Any, monkeypatch:
     assert len(made) == before
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: re.sub(r"0\.(\d)", lambda m: f"0.{(int(m[1]) + 1) % 10}", text, count=1),
+        lambda text: json.dumps(json.loads(text)["rows"]),  # as an older version wrote it
+        lambda text: "3",
+    ],
+)
+def test_a_damaged_part_is_made_again(tiny: Any, monkeypatch: pytest.MonkeyPatch, harm: Callable[[str], str]) -> None:
+    asked, scores, left = Surface(points=21, draws=2), Place.scores, [1]
+
+    def once(self: Place, xy: torch.Tensor) -> torch.Tensor:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return scores(self, xy)
+
+    monkeypatch.setattr(surfacing.experiment, "draw", lambda *a: None)
+    due = {run_id: table.to_dict("list") for run_id, table in surfacing.run(tiny({"name": "whole"}), asked).items()}
+    monkeypatch.setattr(Place, "scores", once)
+    with pytest.raises(KeyboardInterrupt):
+        surfacing.run(tiny(), asked)
+    (part,) = (tiny().folder / "surfaces").glob("*.parts/*.json")
+    damaged = harm(part.read_text())
+    assert damaged != part.read_text()
+    part.write_text(damaged)
+    left[0] = 10**9
+    assert {run_id: table.to_dict("list") for run_id, table in surfacing.run(tiny(), asked).items()} == due
+    assert 10**9 - left[0] == 2 * len(due)  # each draw of each run, the damaged one among them
+
+
 def test_a_point_without_a_value_is_empty_with_its_status(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(surfacing.experiment, "draw", lambda *a: None)
     session = tiny()
@@ -300,6 +336,7 @@ def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, columns_, rows in (
             ("plane-curvature", survey.CURVATURE, bends),
             ("line-curvature", survey.CURVATURE, bends[:5]),
+            ("eigen-curvature", survey.CURVATURE, bends),
             ("trajectory-snapshots", survey.SNAPSHOTS, way),
         ):
             table = store.lines_table(dict(zip(columns_, map(list, zip(*rows, strict=True)), strict=True)))
@@ -307,11 +344,21 @@ def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         facts = {"to": "b" if run_id == "a" else "gone"}
         some = {"x0.w": torch.zeros(1)}
         store.write(tmp_path / "surfaces" / f"{run_id}-path.safetensors", vectors.to_bytes(some, facts))
+        values = {"eigenvalues": [3.0, 1.0]}
+        store.write(tmp_path / "surfaces" / f"{run_id}-eigen.safetensors", vectors.to_bytes(some, values))
     runs = store.lines_table({"run_id": ["a", "b"], "group": ["small", "large"]})
     told: list[Any] = []
     keep = pictures.curves
     monkeypatch.setattr(pictures, "curves", lambda *a: told.append((list(a[0]), a[3])) or keep(*a))
+    shown, save = dict[str, list[str]](), pictures.plots.save
+
+    def saved(figure: Figure, stem: Path) -> list[Path]:
+        shown[stem.name] = [ax.get_xlabel() for ax in figure.axes]
+        return save(figure, stem)
+
+    monkeypatch.setattr(pictures.plots, "save", saved)
     drawn = pictures.surfaces(tmp_path, runs, ["small", "large"])
+    assert shown["surface_curvature"][:4] == ["x"] * 2 + ["1st eigenvector (eigenvalue 3)"] * 2
     assert {p.name for p in drawn if p.suffix == ".png"} == {
         f"surface_{name}.png"
         for name in ("line", "line_curvature", "path", "plane", "relief", "trajectory", "eigen", "curvature")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from conftest import begin, settings_of, some_data
 from torch import Tensor
 
-from landscape_cli import training
+from landscape_cli import stopping, training
 from landscape_cli.datasets import Data
 from landscape_cli.models import build_module
 from landscape_cli.objective import Objective, flatten
@@ -270,13 +270,13 @@ def test_the_last_losses_of_the_history_are_those_of_the_minimum(model: Settings
 
 
 def test_test_losses_are_asked_for_at_noted_epochs_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, evaluate = [], training._evaluate
+    asked, evaluate = [], stopping.evaluate
 
     def counted(network: Any, state: State, buffers: Any, data: Data, split: str = "train") -> Tensor:
         asked.extend([state.step] if split == "test" else [])
         return evaluate(network, state, buffers, data, split)
 
-    monkeypatch.setattr(training, "_evaluate", counted)
+    monkeypatch.setattr(stopping, "evaluate", counted)
     data, s = some_data(40), settings_of(batch_size="full", stop={"max_epochs": 400})
     net, state, buffers = begin(MLP, data, [s] * 2, [0, 1])
     list(training.train(net, data, [s] * 2, [0, 1], state, buffers))
