@@ -198,6 +198,7 @@ def curvature_maps(
             image = ax.pcolormesh(x, y, np.ma.masked_invalid(z), vmin=0, vmax=1, cmap="viridis", shading="nearest")
             ax.plot(0, 0, marker="+", color="white", ms=7)
             xlabel, ylabel = labels.get(key, ("x", "y"))
+            ax.locator_params(nbins=6)
             ax.set(xlabel=xlabel, ylabel=ylabel, aspect="auto" if key.endswith("trajectory") else "equal")
             run_id, kind = key.split(" ")
             plots.panel_title(ax, f"{group_of.get(run_id, run_id)}, {kind}", run_id)
