@@ -254,9 +254,9 @@ def comparison(table: DataFrame, groups: list[str], runs_table: DataFrame, folde
 
     A terminal of 80 columns holds it; from 110 on the means carry the half width of their 95 % interval.
     """
-    from landscape_cli import analysis, experiment, report
+    from landscape_cli import analysis, registry, report
 
-    out, same = _out(), experiment.same_as()
+    out, same = _out(), registry.same_as()
     ends = list(dict.fromkeys((groups[0], groups[-1])))
     wide = out.width >= 110
     head = [*(safe(g) for g in ends), *([f"{safe(ends[1])} / {safe(ends[0])}"] if len(ends) > 1 else []), "p"]

@@ -12,7 +12,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape_cli import analysis, config, engine, measurement, minima, report, runs, snapshots, stacks, store
+from landscape_cli import (
+    analysis,
+    config,
+    engine,
+    measurement,
+    minima,
+    registry,
+    report,
+    runs,
+    snapshots,
+    stacks,
+    store,
+)
 from landscape_cli.config import Experiment
 from landscape_cli.errors import Fault
 from landscape_cli.registry import REGISTRY
@@ -112,17 +124,12 @@ def compare(
         finally:
             records = session.finished()
             run_table, metric_table = runs_table(session), _metrics_table(session, records, settings_of)
-        table = analysis.compare(metric_table, run_table, session.groups, same_as())
+        table = analysis.compare(metric_table, run_table, session.groups, registry.same_as())
         store.write(session.folder / "comparison.csv", store.table_bytes(table))
         if around:
             around(session, records)
         draw(session.folder, list(records.values()), session.groups, session)
     return table
-
-
-def same_as() -> dict[str, str]:
-    """Metric -> the metric of which it is a monotone function, for those that say so."""
-    return {name: entry.facts["same"] for name, entry in REGISTRY["metric"].items() if entry.facts.get("same")}
 
 
 def runs_table(session: Session) -> DataFrame:
@@ -181,7 +188,7 @@ def draw(folder: Path, records: Sequence[Record], groups: list[str], session: Se
     for stale in {stem.with_suffix(kind) for stem in stems for kind in (".png", ".svg", ".html")}.difference(drawn):
         stale.unlink(missing_ok=True)  # of tables that had more to show
     about = {name: entry.summary for name, entry in REGISTRY["metric"].items()}
-    store.write(page, report.render(folder, about, same_as()))
+    store.write(page, report.render(folder, about, registry.same_as()))
     store.write(stamp, key.encode())
 
 

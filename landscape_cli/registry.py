@@ -147,6 +147,11 @@ def claims(entry: Entry) -> dict[str, list[str]]:
     }
 
 
+def same_as() -> dict[str, str]:
+    """Metric -> the metric of which it is a monotone function, for those that say so."""
+    return {name: entry.facts["same"] for name, entry in REGISTRY["metric"].items() if entry.facts.get("same")}
+
+
 def load_plugins(names: list[str]) -> None:
     """Import the package's own shelves, every installed package that declares `landscape_cli`, then `names`.
 

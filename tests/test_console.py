@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from landscape_cli import analysis, console, experiment
+from landscape_cli import analysis, console, registry
 
 
 def rows(*cells: tuple[str, str, str, str, str]) -> pd.DataFrame:
@@ -58,7 +58,7 @@ def test_the_comparison_says_how_many_tests_were_corrected_for(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     same = {"diversity": "noise"}
-    monkeypatch.setattr(experiment, "same_as", lambda: same)
+    monkeypatch.setattr(registry, "same_as", lambda: same)
     runs = pd.DataFrame({"run_id": list("abcd"), "group": list("xxyy"), "status": "ok", "test_accuracy": 0.5})
     one = runs.assign(epoch=None, setting="", value=[1.0, 2, 3, 4])
     metrics = pd.concat([one.assign(metric=m) for m in ("noise", "diversity", "other")])

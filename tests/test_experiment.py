@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from landscape_cli import config, engine, experiment, measurement, minima, store, training
+from landscape_cli import config, engine, experiment, measurement, minima, registry, store, training
 from landscape_cli.errors import Fault
 from landscape_cli.point import Estimate, Point, exact
 from landscape_cli.registry import REGISTRY, Entry
@@ -244,7 +244,7 @@ def test_a_metric_that_raises(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_compare_counts_once_what_says_it_is_the_same(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not set(experiment.same_as().values()) & experiment.same_as().keys()  # it is a metric that names none
+    assert not set(registry.same_as().values()) & registry.same_as().keys()  # it is a metric that names none
     own = REGISTRY["metric"]["distance_from_init"]
     monkeypatch.setitem(REGISTRY["metric"], own.name, replace(own, facts=own.facts | {"same": "weight_norm"}))
     table = experiment.compare(tiny({"metrics": ["weight_norm", "distance_from_init"], "seeds": 3}))
