@@ -65,6 +65,7 @@ def device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise Fault("--device cuda: this machine has no CUDA device that torch can use: take --device cpu", code=5)
     _keep_memory()
+    torch.set_num_threads(torch.get_num_threads())  # else MKL may take fewer until their number is first set
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu")
