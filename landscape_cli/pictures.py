@@ -17,11 +17,14 @@ from pandas import DataFrame, Series
 
 from landscape_cli import plots, vectors
 from landscape_cli.atomic import write_many
+from landscape_cli.errors import Fault
 from landscape_cli.plots import DASHED, Look
 from landscape_cli.tables import read_table
 
 Tables = Mapping[str, DataFrame]  # run id -> its surface
 LEVELS = 14
+NEEDED = {"": ["draw", "x", "y", "split", "loss", "accuracy"], "snapshots": ["epoch", "x", "y", "split"]}
+NEEDED |= {"curvature": ["draw", "x", "y", "lambda_max", "lambda_min"]}
 
 
 def surfaces(folder: Path, runs: DataFrame, groups: list[str]) -> list[Path]:
@@ -56,7 +59,14 @@ def surfaces(folder: Path, runs: DataFrame, groups: list[str]) -> list[Path]:
 def _read(folder: Path, what: str, order: list[str]) -> dict[str, DataFrame]:
     """Run id -> surfaces/<run_id>-<what>.csv of the runs in `order`, in that order; others are of other settings."""
     paths = {run_id: folder / "surfaces" / f"{run_id}-{what}.csv" for run_id in order}
-    return {run_id: read_table(path) for run_id, path in paths.items() if path.is_file()}
+    tables = {run_id: read_table(path) for run_id, path in paths.items() if path.is_file()}
+    due = NEEDED.get(what.partition("-")[2], NEEDED[""])
+    for run_id, table in tables.items():
+        if lacking := [column for column in due if column not in table]:
+            raise Fault(
+                f"{paths[run_id]}: has no column {', '.join(lacking)}: make it again with the command that wrote it"
+            )
+    return tables
 
 
 def _axes(facts: Mapping[str, Any]) -> tuple[str, str]:

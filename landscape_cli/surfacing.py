@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landscape_cli import config, experiment, measurement, runs, store, survey, vectors
-from landscape_cli.atomic import sync_folder
+from landscape_cli.atomic import no_link, sync_folder
 from landscape_cli.config import Surface
 from landscape_cli.errors import Fault
 from landscape_cli.session import Record, Session
@@ -141,6 +141,9 @@ def check(session: Session, asked: Surface) -> None:
     for run_id in chosen:
         if asked.kind == "trajectory" and len(settings_of[run_id]["training"]["snapshots"]) < 3:
             raise Fault(f"{run_id}: {SNAPSHOTS_DUE}")
+        if asked.directions:
+            shapes = {n: tuple(p.shape) for n, p in session.module(settings_of[run_id]).named_parameters()}
+            vectors.read(Path(asked.directions), shapes, 2 if asked.kind == "plane" else 1)
 
 
 def _chosen(session: Session, asked: Surface, among: Sequence[config.Run]) -> list[str]:
@@ -196,10 +199,10 @@ def _surface(
     if asked.curvature:
         jobs[f"{name}-curvature.csv"] = work.curvature
     done = _intact(vouching, key)
-    if not done:  # before any table of these settings takes the place of one of others
-        for old in (vouching, *(folder / f"{name}-{kind}.csv" for kind in ("snapshots", "curvature"))):
-            old.unlink(missing_ok=True)
-        sync_folder(folder)
+    old = [f"{name}-{kind}.csv" for kind in ("snapshots", "curvature")]
+    for file in [f for f in (*([] if done else [vouching.name]), *old) if f not in done]:
+        (folder / file).unlink(missing_ok=True)  # before any table of these settings takes the place of one of others
+    sync_folder(folder)
     for file in [f for f in jobs if f not in done]:
         data = store.table_bytes(jobs[file]())
         store.write(folder / file, data)
@@ -234,8 +237,11 @@ def _clear(parts: Path, key: str) -> None:
 
 
 def _made(folder: Path) -> Path:
-    if not folder.is_dir():
-        folder.mkdir()
+    if not no_link(folder).is_dir():
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            raise Fault(f"{folder}: cannot be made, a file is in its place: move it away") from None
         sync_folder(folder.parent)
     return folder
 

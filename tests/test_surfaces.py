@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from test_cli import Call, call
 from torch import nn
 
-from landscape_cli import network, pictures, store, surfacing, survey, vectors
+from landscape_cli import experiment, network, pictures, store, surfacing, survey, vectors
 from landscape_cli.config import Surface
 from landscape_cli.errors import Fault
 from landscape_cli.models import build_module
@@ -502,6 +502,56 @@ def test_damaged_and_edited_tables_are_made_again(tiny: Any, monkeypatch: pytest
     for bad in (b"", vectors_[:40]):
         vouching.write_bytes(bad)
         assert surfacing.run(session, asked)[run_id].equals(due) and vouching.read_bytes() == vectors_
+
+
+def test_a_damaged_curvature_that_is_not_asked_for_is_removed(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surfacing.experiment, "draw", lambda *a: None)
+    asked = Surface(points=3, draws=1)
+    surfacing.run(tiny(), asked.model_copy(update={"curvature": True}))
+    kept, harmed = sorted((tiny().folder / "surfaces").glob("*-curvature.csv"))
+    harmed.write_bytes(harmed.read_bytes().replace(b"ok", b"no"))
+    surfacing.run(tiny(), asked)
+    assert kept.is_file() and not harmed.is_file()
+
+
+def test_nothing_is_removed_through_a_link(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surfacing.experiment, "draw", lambda *a: None)
+    surfacing.run(tiny(), Surface(points=3))
+    folder = tiny().folder / "surfaces"
+    real = folder.rename(folder.with_name("elsewhere"))
+    folder.symlink_to(real)
+    before = {path.name: path.read_bytes() for path in real.iterdir()}
+    session = tiny()
+    surfacing.run(session, Surface(points=5))
+    assert "symbolic link" in session.failures[0]
+    assert {path.name: path.read_bytes() for path in real.iterdir()} == before
+
+
+def test_a_file_in_the_place_of_a_folder(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surfacing.experiment, "draw", lambda *a: None)
+    experiment.train(tiny())
+    (tiny().folder / "surfaces").write_text("x")
+    session = tiny()
+    surfacing.run(session, Surface(points=3))
+    assert "a file is in its place" in session.failures[0]
+
+
+def test_directions_are_read_before_any_training(tiny: Any, tmp_path: Path) -> None:
+    (tmp_path / "no.safetensors").write_text("x")
+    with pytest.raises(Fault, match="not a readable safetensors file"):
+        surfacing.run(tiny(), Surface(points=3, directions=str(tmp_path / "no.safetensors")))
+    assert not tiny().folder.exists()
+
+
+def test_a_table_without_its_columns_is_said_to_be_damaged(tmp_path: Path) -> None:
+    (tmp_path / "surfaces").mkdir()
+    runs = store.lines_table({"run_id": ["a"], "group": ["small"]})
+    for kind, column in (("line", "split"), ("plane-curvature", "lambda_max"), ("trajectory-snapshots", "epoch")):
+        path = tmp_path / "surfaces" / f"a-{kind}.csv"
+        path.write_text("draw,x,y\n0,0,0\n")
+        with pytest.raises(Fault, match=f"{path}: has no column {column}"):
+            pictures.surfaces(tmp_path, runs, ["small"])
+        path.unlink()
 
 
 def test_other_ends_and_other_directions_are_other_surfaces(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
