@@ -83,7 +83,8 @@ def by_hand(model: dict[str, Any], data: Data, s: dict[str, Any], seed: int) -> 
 @pytest.mark.parametrize("case", [c for c in CASES if c != "batch norm"])
 def test_early_stopping_is_that_of_a_plain_loop(case: str) -> None:
     data, s = held(), settings(case)
-    found, ends = go(case, SEEDS), set()
+    _, state, _ = begin(CASES[case][0], data, [s] * len(SEEDS), SEEDS)
+    found, ends = go(case, SEEDS, state), set()
     per_epoch = 1 if s["batch_size"] == "full" else 4
     for row, seed in enumerate(SEEDS):
         module, epoch, end = by_hand(CASES[case][0], data, s, seed)
@@ -92,7 +93,7 @@ def test_early_stopping_is_that_of_a_plain_loop(case: str) -> None:
         assert (outcome.status, outcome.message) == ("ok", "")
         for name, p in module.named_parameters():
             torch.testing.assert_close(outcome.params[name][0], p.detach(), rtol=0, atol=1e-9)
-        assert 0 < epoch < end
+        assert 0 < epoch < end == state.history[row]["epoch"][-1]  # it did not wait a look longer
         ends.add(end)
     assert len(ends) > 1  # they do not all leave together
 
