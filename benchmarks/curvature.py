@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landscape_cli import linalg, network, registry, training
-from landscape_cli.datasets import Data, load
-from landscape_cli.metrics.curvature import hessian_top, hessian_trace
-from landscape_cli.models import build_module
-from landscape_cli.objective import Objective, flatten
-from landscape_cli.point import Point
-from landscape_cli.schema import DatasetOptions, Training
+from landscape_cli import network, registry, training
+from landscape_cli.config.schema import DatasetOptions, Training
+from landscape_cli.curvature import traces
+from landscape_cli.curvature.objective import Objective, flatten
+from landscape_cli.data.datasets import Data, load
+from landscape_cli.metrics.hessian import hessian_top, hessian_trace
+from landscape_cli.metrics.point import Point
+from landscape_cli.network.models import build_module
 
 PROBES = 225  # of PyHessian, for about 3 % accuracy of the trace; its own stopping rule (tol) is off by up to 30 %
 
@@ -123,9 +124,9 @@ def rest_of_tanh(data: Data, nets: int, draws: int = 20) -> None:
     rng = torch.Generator().manual_seed(0)
     plain, split = [], []
     for _ in range(draws):
-        vs = linalg.signs(at.theta, products, rng).unbind(1)
+        vs = traces.signs(at.theta, products, rng).unbind(1)
         plain.append(torch.stack([(v * H(v.contiguous())).double().sum(1) for v in vs]).mean(0))
-        inside, drawn = linalg.hutchpp(rest, at.theta, products, rng)
+        inside, drawn = traces.hutchpp(rest, at.theta, products, rng)
         split.append(fisher + inside.sum(1) + drawn.sum(2).mean(1))
     errors = [torch.stack(values).std(0) / torch.stack(values).mean(0) for values in (plain, split)]
     ratio = (errors[0] / errors[1]).square()  # Hutchinson's error falls with the root of its products

@@ -21,11 +21,11 @@ from curvature import minima, point
 from torch import Tensor, nn
 
 from landscape_cli import network, registry
-from landscape_cli.datasets import Data, load
+from landscape_cli.config.schema import DatasetOptions
+from landscape_cli.curvature.objective import Objective, flatten
+from landscape_cli.data.datasets import Data, load
 from landscape_cli.metrics import gradients as metrics
-from landscape_cli.objective import Objective, flatten
-from landscape_cli.point import Point
-from landscape_cli.schema import DatasetOptions
+from landscape_cli.metrics.point import Point
 
 M, SIZE, ORDERED = 100, 10, 9900  # minibatches of the loops, their size and ordered pairs
 SAMPLES, BUDGET = 12_000, 1024  # of the memory run: above GRAM_SAMPLES; MB

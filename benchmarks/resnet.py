@@ -8,9 +8,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from landscape_cli import network
-from landscape_cli.datasets import Data
-from landscape_cli.models import build_module
-from landscape_cli.population import collect_statistics
+from landscape_cli.data.datasets import Data
+from landscape_cli.network.batchnorm_statistics import collect_statistics
+from landscape_cli.network.models import build_module
 
 
 def images(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:

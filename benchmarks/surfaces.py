@@ -20,10 +20,10 @@ from resnet import minimum
 from torch import Tensor, nn
 
 from landscape_cli import network, registry
-from landscape_cli.datasets import Data, load
-from landscape_cli.objective import Objective, flatten
-from landscape_cli.schema import DatasetOptions
-from landscape_cli.surfaces import Place, random_directions
+from landscape_cli.config.schema import DatasetOptions
+from landscape_cli.curvature.objective import Objective, flatten
+from landscape_cli.data.datasets import Data, load
+from landscape_cli.surface.values import Place, random_directions
 
 LAYOUTS = ((16, 500), (8, 1000), (64, 250))  # points and samples of a product; the fastest is the limit
 

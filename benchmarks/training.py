@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from landscape_cli import network, registry, training
-from landscape_cli.datasets import Data, load
-from landscape_cli.models import build_module
-from landscape_cli.schema import DatasetOptions, Training
+from landscape_cli.config.schema import DatasetOptions, Training
+from landscape_cli.data.datasets import Data, load
+from landscape_cli.network.models import build_module
 
 BATCH, LR = 10, 0.1
 CASES: list[tuple[str, dict[str, Any], int, float]] = [  # name, model, seeds, target ratio

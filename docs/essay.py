@@ -21,8 +21,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from landscape_cli import analysis, registry
-from landscape_cli.analysis import ALPHA, short, told
+from landscape_cli import registry
+from landscape_cli.report import statistics
+from landscape_cli.report.statistics import ALPHA, short, told
 
 HERE = Path(__file__).parent
 TABLES = HERE.parent / "results" / "reference" / "essay"
@@ -402,9 +403,9 @@ def verdict(t: Tables) -> dict[str, str]:
     metrics = dict.fromkeys([*first, *(m for m in t.comparison["metric"] if m != "train_loss")])
     rows = [t.row(m, SHOWN.get(m, "")) for m in metrics]
     same = {name: e.facts["same"] for name, e in registry.REGISTRY["metric"].items() if e.facts["same"]}
-    count = analysis.hypotheses(t.comparison[t.comparison["p_holm"].notna()], same).nunique()
-    floor = min(1.0, count * analysis.p_floor(*(int(t.row("train_loss")[f"{g}_n"]) for g in ("small", "large"))))
-    measures = [r for r in rows if r["metric"] not in (*analysis.OUTCOMES, "fisher_rank_deficit", *same)]
+    count = statistics.hypotheses(t.comparison[t.comparison["p_holm"].notna()], same).nunique()
+    floor = min(1.0, count * statistics.p_floor(*(int(t.row("train_loss")[f"{g}_n"]) for g in ("small", "large"))))
+    measures = [r for r in rows if r["metric"] not in (*statistics.OUTCOMES, "fisher_rank_deficit", *same)]
     clear, smooth = [r for r in measures if direction(r)], [r for r in measures if "smooth" in claims_of(r)]
     apart = [r for r in smooth if direction(r)]
     said = (
@@ -449,7 +450,8 @@ def wrapped(part: str) -> str:
 
 def draw(folder: Path) -> None:
     """The page's figures."""
-    from landscape_cli import plots, store
+    from landscape_cli import store
+    from landscape_cli.report import figures_runs
 
     runs, metrics = (store.read_table(folder / name) for name in ("runs.csv", "metrics.csv"))
     groups = list(runs["group"].unique())
@@ -457,9 +459,9 @@ def draw(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for figure, shown in FIGURES.items():
             parts = [metrics[[m == name and told(s).items() <= k for m, k in key]] for name, s in shown]
-            plots.metric_by_group(pd.concat(parts), runs, groups, Path(scratch) / figure)
+            figures_runs.metric_by_group(pd.concat(parts), runs, groups, Path(scratch) / figure)
         exact = metrics[metrics["metric"] == "regret_exact"]
-        plots.regret_by_radius(exact, runs, groups, Path(scratch) / "essay-radius")
+        figures_runs.regret_by_radius(exact, runs, groups, Path(scratch) / "essay-radius")
         for file in Path(scratch).glob("*.png"):
             shutil.copy(file, HERE / "images" / file.name)
 

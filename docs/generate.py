@@ -26,7 +26,7 @@ FAMILIES = {
     "contrast": "Contrastive flatness",
     "scatter": "Where single samples have their minima",
     "ewc": "The Fisher information as a distance",
-    "curvature": "Curvature of the training loss",
+    "hessian": "Curvature of the training loss",
     "spectrum": "The spectrum of the Hessian",
     "relative": "Curvature relative to the parameters",
     "sharpness": "Rise of the loss around the minimum",

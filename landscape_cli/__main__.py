@@ -9,7 +9,7 @@ import sys
 import typer
 
 from landscape_cli.cli import app
-from landscape_cli.errors import Fault
+from landscape_cli.registry.errors import Fault
 
 
 def main() -> None:
@@ -46,9 +46,9 @@ def _complain(text: str, code: int, debug: bool) -> int:
         import traceback
 
         traceback.print_exc()
-    from landscape_cli import console
+    from landscape_cli.cli import terminal
 
-    console.error(text)
+    terminal.error(text)
     return code
 
 

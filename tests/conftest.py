@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import hypothesis
 import pytest
 import torch
 
-from landscape_cli import config, network, registry, session, training
-from landscape_cli.datasets import Data
-from landscape_cli.models import build_module
+from landscape_cli import config, network, registry, training
+from landscape_cli.__main__ import main
+from landscape_cli.config.schema import Training
+from landscape_cli.data.datasets import Data
+from landscape_cli.experiment import pipeline, session
 from landscape_cli.network import Network
-from landscape_cli.schema import Training
+from landscape_cli.network.models import build_module
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -86,3 +89,24 @@ def tiny(tmp_path: Path) -> Callable[..., session.Session]:
         return session.open_session(experiment, tmp_path / "results", "cpu")
 
     return open_tiny
+
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """`landscape WORDS` in this process, in a folder with tiny.yaml; exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "draw", lambda *args: None)
+    (tmp_path / "tiny.yaml").write_text(yaml_of(TINY | {"seeds": 1, "metrics": ["weight_norm"]}))
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["landscape", *words])
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return int(left.value.code or 0), out, err
+
+    return run

@@ -6,15 +6,16 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from landscape_cli.curvature.objective import Objective, flatten
+from landscape_cli.metrics.point import Estimate, Point
 from landscape_cli.network import build, stack
-from landscape_cli.objective import Objective, flatten
-from landscape_cli.point import Estimate, Point
 
 f64 = torch.float64
 
@@ -315,3 +316,94 @@ def at_of(made: list[nn.Module], x: Tensor, y: Tensor, test: tuple[Tensor, Tenso
 def same(found: Estimate, due: list[float], rel: float = 1e-8) -> None:
     assert found.value.tolist() == pytest.approx(due, rel=rel, abs=1e-13)
     assert found.status == ["ok"] * len(due)
+
+
+Net = nn.Module
+
+
+def rescaled(module: Net, factor: Tensor, first: str, after: str, norm: str = "") -> Net:
+    """Layer `first` (its BatchNorm `norm`, if it has one) times `factor`, one a unit; weights of `after` over it."""
+    module = copy.deepcopy(module)
+    one, two = module.get_submodule(norm or first), module.get_submodule(after)
+    for p in one.parameters():
+        p.data *= factor.view(-1, *[1] * (p.dim() - 1))
+    own = factor.repeat_interleave(two.weight.shape[1] // len(factor)) if isinstance(two, nn.Linear) else factor
+    own = own.view(getattr(two, "groups", 1), -1).repeat_interleave(len(two.weight) // getattr(two, "groups", 1), 0)
+    two.weight.data /= own.view(*own.shape, *[1] * (two.weight.dim() - 2))
+    return module
+
+
+def renormalized(module: Net, factor: Tensor, first: str, norm: str) -> Net:
+    """What comes into a BatchNorm times `factor`, and its statistics with it."""
+    module = copy.deepcopy(module)
+    one, two = module.get_submodule(first), module.get_submodule(norm)
+    for p in one.parameters():
+        p.data *= factor.view(-1, *[1] * (p.dim() - 1))
+    two.running_mean *= factor
+    two.running_var.copy_(factor**2 * (two.running_var + two.eps) - two.eps)
+    return module
+
+
+def permuted(module: Net, order: Tensor, rows: list[str], after: str) -> Net:
+    """Units of a layer, and of the BatchNorm after it, in another order."""
+    module = copy.deepcopy(module)
+    for layer in map(module.get_submodule, rows):
+        for t in (t for t in (*layer.parameters(), *layer.buffers()) if t.dim()):
+            t.data = t.data[order]
+    two = module.get_submodule(after)
+    two.weight.data = two.weight.data[:, order]
+    return module
+
+
+def twin(net: str, change: str) -> tuple[Point, Point]:
+    """A minimum, and the same function with other parameters."""
+    first, after, norm = {
+        "relu": ("1", "3", ""),
+        "conv1d": ("1", "3", ""),
+        "batchnorm": ("1", "4", "2"),
+        "residual": ("conv1", "conv2", "bn1"),
+    }[net]
+    module, rng = modules(net)[0], torch.Generator().manual_seed(0)
+    units = len(module.get_submodule(first).weight)
+    factor = {
+        "alpha 10": torch.full((units,), 10.0, dtype=f64),
+        "alpha 0.1": torch.full((units,), 0.1, dtype=f64),
+    }.get(change, (1.5 * torch.randn(units, generator=rng, dtype=f64)).exp())
+    if change == "permutation":
+        other = permuted(module, torch.randperm(units, generator=rng), [n for n in (first, norm) if n], after)
+    elif change == "batchnorm":
+        other = renormalized(module, factor, first, norm)
+    else:
+        other = rescaled(module, factor, first, after, norm)
+    here, there = at_of([module], *data(net)), at_of([other], *data(net))
+    assert float((here.logits("train") - there.logits("train")).abs().max()) < 1e-9
+    assert float((here.theta - there.theta).abs().max()) > 0.1
+    return here, there
+
+
+def documented_draws(n: int, m: int, minibatches: int, partitions: int, seed: int) -> list[Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    M = min(minibatches, n // m)
+    return [torch.randperm(n, generator=rng)[: M * m].view(M, m) for _ in range(partitions)]
+
+
+def of_gradients(g: Tensor) -> Point:
+    """K minima whose single-sample gradients are given, (K, n, p)."""
+
+    class Given:
+        y = torch.zeros(g.shape[1], dtype=torch.long)
+        n = g.shape[1]
+
+        def to(self, dtype: torch.dtype) -> Any:
+            return self
+
+        def subset(self, index: Tensor) -> Any:
+            return of_gradients(g[:, index]).train
+
+        def loss_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.zeros(len(g), dtype=f64), g.mean(1)
+
+    at = Point(torch.zeros(g.shape[0], g.shape[2], dtype=f64), Given(), Given())  # type: ignore[arg-type]
+    at._known[("sample_gram", ())] = g @ g.mT
+    at.has_sample_gram = True
+    return at

@@ -20,7 +20,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from landscape_cli import cli, config, registry, schema, session
+from landscape_cli import cli, config, registry
+from landscape_cli.config import schema
+from landscape_cli.experiment import session
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(

@@ -1,25 +1,25 @@
 """Metrics: one file a family, one function a metric; importing this package registers them in table order."""
 
-from landscape_cli.metrics import (  # noqa: I001  # table order
-    prediction,
-    gradients,
-    kl,
-    regret,
-    contrast,
-    scatter,
-    ewc,
-    curvature,
-    spectrum,
-    relative,
-    sharpness,
+from landscape_cli.metrics import (
     adaptive,
-    volume,
-    learning,
-    norms,
-    margins,
     baselines,
+    contrast,
+    ewc,
+    gradients,
+    hessian,
+    kl,
+    learning,
+    margins,
+    norms,
+    prediction,
+    regret,
+    relative,
+    scatter,
+    sharpness,
+    spectrum,
+    volume,
 )
-from landscape_cli.point import Estimate, Point, exact, over_draws
+from landscape_cli.metrics.point import Estimate, Point, exact, over_draws
 
 __all__ = [
     "Estimate",
@@ -27,10 +27,10 @@ __all__ = [
     "adaptive",
     "baselines",
     "contrast",
-    "curvature",
     "ewc",
     "exact",
     "gradients",
+    "hessian",
     "kl",
     "learning",
     "margins",

@@ -6,10 +6,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from landscape_cli.climb import Norm, Scaled, climb
+from landscape_cli.metrics.ball_maximum import Norm, Scaled, climb
+from landscape_cli.metrics.perturbation import filter_norms, filters, gaussians, resolved, seen, uniforms
+from landscape_cli.metrics.point import Estimate, Point, Split, exact
 from landscape_cli.metrics.sharpness import STILL, Draws, Solver, ascend, mean_rise, too_few
-from landscape_cli.perturb import filter_norms, filters, gaussians, resolved, seen, uniforms
-from landscape_cli.point import Estimate, Point, Split, exact
 from landscape_cli.registry import Count, Natural, Positive, metric
 
 Case = Literal["worst", "average"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from landscape_cli.point import Estimate, Point, exact, nothing
+from landscape_cli.metrics.point import Estimate, Point, exact, nothing
 from landscape_cli.registry import NonNegative, metric
 
 Fact = Callable[[dict[str, Any]], float | None]

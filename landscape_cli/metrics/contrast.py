@@ -14,14 +14,14 @@ from math import prod
 import torch
 from torch import Tensor
 
-from landscape_cli import blocks as fisher_blocks
-from landscape_cli.blocks import Blocks
-from landscape_cli.climb import climb
-from landscape_cli.linalg import top_eigenpairs
-from landscape_cli.objective import Block, Objective
-from landscape_cli.point import Estimate, Point, exact, nothing
+from landscape_cli.curvature import fisher_blocks
+from landscape_cli.curvature.fisher_blocks import Blocks
+from landscape_cli.curvature.lanczos import top_eigenpairs
+from landscape_cli.curvature.objective import Block, Objective
+from landscape_cli.curvature.sample_gradients import hessian_squares, sample_hessian_products
+from landscape_cli.metrics.ball_maximum import climb
+from landscape_cli.metrics.point import Estimate, Point, exact, nothing
 from landscape_cli.registry import Count, Natural, Positive, metric
-from landscape_cli.samples import hessian_squares, sample_hessian_products
 
 DENSE = 512  # parameters up to which Hessians are taken column by column
 TINY = 1e-12  # of what its samples have: below, a block of the average is rounding, and is left out

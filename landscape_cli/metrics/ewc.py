@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from landscape_cli.point import Estimate, Point, exact
+from landscape_cli.metrics.point import Estimate, Point, exact
 from landscape_cli.registry import metric
 
 

@@ -14,7 +14,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from landscape_cli.point import Estimate, Point, exact, nothing, over_draws, regret_of, unit
+from landscape_cli.metrics.point import Estimate, Point, exact, nothing, over_draws, regret_of, unit
 from landscape_cli.registry import Count, Natural, metric
 
 SIZES = [1, 10, 100]

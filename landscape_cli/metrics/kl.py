@@ -13,13 +13,13 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from landscape_cli import fisher, kfac
-from landscape_cli.linalg import conjugate_gradients
+from landscape_cli.curvature import fisher, kfac
+from landscape_cli.curvature.conjugate_gradients import conjugate_gradients
+from landscape_cli.curvature.objective import log_odds
+from landscape_cli.curvature.sample_gradients import block_means
 from landscape_cli.metrics.gradients import Many, sized
-from landscape_cli.objective import log_odds
-from landscape_cli.point import Estimate, Point, exact, nothing, over_pairs, regret_of, unit
+from landscape_cli.metrics.point import Estimate, Point, exact, nothing, over_pairs, regret_of, unit
 from landscape_cli.registry import Count, Natural, Positive, metric
-from landscape_cli.samples import block_means
 
 Over = Literal["minibatches", "train_and_test"]
 Samples = Annotated[int, Ge(6)]

@@ -12,8 +12,8 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from landscape_cli.perturb import around, resolved, slopes
-from landscape_cli.point import Estimate, Point, nothing, over_draws
+from landscape_cli.metrics.perturbation import around, resolved, slopes
+from landscape_cli.metrics.point import Estimate, Point, nothing, over_draws
 from landscape_cli.registry import Count, Natural, NonNegative, Positive, metric
 
 SHARE = 0.8  # of 1 / (n beta h + gamma), the automatic step: half of it is what a stiff direction loses in a step

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from landscape_cli.metrics.norms import Conv, spectral_norm_product
-from landscape_cli.point import Estimate, Point, exact
+from landscape_cli.metrics.point import Estimate, Point, exact
 from landscape_cli.registry import metric
 
 QUANTILE = 0.1  # robust where single samples are wrong or noisy

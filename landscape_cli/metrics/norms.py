@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from landscape_cli.folding import folded, input_shapes, runs
-from landscape_cli.layers import PRODUCTS
+from landscape_cli.curvature.objective import Objective
+from landscape_cli.metrics.point import Estimate, Point, exact, nothing
 from landscape_cli.network import norm_layers
-from landscape_cli.objective import Objective
-from landscape_cli.point import Estimate, Point, exact, nothing
+from landscape_cli.network.batchnorm_folding import folded, input_shapes, runs
+from landscape_cli.network.layers import PRODUCTS
 from landscape_cli.registry import metric
 
 Conv = Literal["matrix", "fft"]

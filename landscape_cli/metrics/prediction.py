@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from landscape_cli.point import Estimate, Point, Split, exact
+from landscape_cli.metrics.point import Estimate, Point, Split, exact
 from landscape_cli.registry import metric
 
 SOURCE = "definition"

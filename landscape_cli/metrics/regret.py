@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from landscape_cli import fisher
-from landscape_cli.ball import least_in_ball
+from landscape_cli.curvature import fisher
+from landscape_cli.curvature.ball_minimum import least_in_ball
+from landscape_cli.curvature.objective import Objective, sample_losses
 from landscape_cli.metrics.gradients import Many, sized
 from landscape_cli.metrics.kl import Over, Samples, few, partitions_of, too_large
-from landscape_cli.objective import Objective, sample_losses
-from landscape_cli.point import Estimate, Point, nothing, over_pairs, unit
+from landscape_cli.metrics.point import Estimate, Point, nothing, over_pairs, unit
 from landscape_cli.registry import Count, Natural, Positive, metric
 
 RADII = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]

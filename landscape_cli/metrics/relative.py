@@ -8,11 +8,11 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from landscape_cli.fisher import root_ways
-from landscape_cli.objective import Objective, residuals
-from landscape_cli.point import DENSE, Estimate, Point, exact, nothing, over_draws
+from landscape_cli.curvature.fisher import root_ways
+from landscape_cli.curvature.objective import Objective, residuals
+from landscape_cli.curvature.sample_gradients import backward, is_dense, layer_gradients, sample_gradients, tapped
+from landscape_cli.metrics.point import DENSE, Estimate, Point, exact, nothing, over_draws
 from landscape_cli.registry import Natural, metric
-from landscape_cli.samples import backward, is_dense, layer_gradients, sample_gradients, tapped
 
 
 @metric(

@@ -8,11 +8,11 @@ import torch
 from annotated_types import Gt, Lt
 from torch import Tensor
 
-from landscape_cli.linalg import Krylov, eigenpairs_above
-from landscape_cli.objective import residuals
-from landscape_cli.point import DENSE, Estimate, Point
+from landscape_cli.curvature.lanczos import Krylov, eigenpairs_above
+from landscape_cli.curvature.objective import residuals
+from landscape_cli.curvature.sample_gradients import sample_gradients
+from landscape_cli.metrics.point import DENSE, Estimate, Point
 from landscape_cli.registry import Count, Natural, Positive, metric
-from landscape_cli.samples import sample_gradients
 
 MEMORY = 2**24  # numbers of sample gradients at once
 BASIS = 2**28  # numbers of the Lanczos basis

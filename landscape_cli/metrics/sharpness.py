@@ -11,10 +11,10 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from landscape_cli.climb import climb
-from landscape_cli.objective import MEMORY
-from landscape_cli.perturb import Target, around, gaussians, measure_of, resolved, seen
-from landscape_cli.point import Estimate, Point, Split, exact, nothing, over_draws
+from landscape_cli.curvature.objective import MEMORY
+from landscape_cli.metrics.ball_maximum import climb
+from landscape_cli.metrics.perturbation import Target, around, gaussians, measure_of, resolved, seen
+from landscape_cli.metrics.point import Estimate, Point, Split, exact, nothing, over_draws
 from landscape_cli.registry import Count, Natural, Positive, metric
 
 Solver = Literal["ascent", "converged"]

@@ -8,7 +8,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from landscape_cli.point import DENSE, Estimate, Point, exact
+from landscape_cli.metrics.point import DENSE, Estimate, Point, exact
 from landscape_cli.registry import Natural, Positive, metric
 
 Several = Annotated[int, Ge(2)]

@@ -11,8 +11,17 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from landscape_cli.perturb import Target, around, filter_norms, gaussians, losses, measure_of, resolved, seen
-from landscape_cli.point import Estimate, Point, Split, exact
+from landscape_cli.metrics.perturbation import (
+    Target,
+    around,
+    filter_norms,
+    gaussians,
+    losses,
+    measure_of,
+    resolved,
+    seen,
+)
+from landscape_cli.metrics.point import Estimate, Point, Split, exact
 from landscape_cli.registry import Natural, NonNegative, Positive, metric
 
 LOWEST, HIGHEST = 1e-6, 1e3  # of sigma

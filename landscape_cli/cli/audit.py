@@ -1,0 +1,91 @@
+"""The command `audit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from landscape_cli.cli.options import (
+    CHECKPOINTS,
+    RESULTS,
+    RUNNING,
+    Debug,
+    Json,
+    Metrics,
+    Plugins,
+    Quiet,
+    Results,
+    Seeds,
+    Sets,
+    Wait,
+    Where,
+    app,
+    as_setting,
+    leave,
+    listed,
+    opened,
+    read_for,
+)
+from landscape_cli.registry.errors import Fault
+
+
+@app.command(rich_help_panel=RUNNING)
+def audit(
+    target: Annotated[str, typer.Argument(metavar="CONFIG|CHECKPOINT", show_default=False)],
+    config: Annotated[
+        str | None, typer.Option("--config", help="For a checkpoint: the config that names its model and dataset.")
+    ] = None,
+    metrics: Metrics = None,
+    run: Annotated[
+        str | None, typer.Option("--runs", metavar="A,B", help="Whose minima are moved; the first run's by default.")
+    ] = None,
+    sharpen: Annotated[
+        str | None, typer.Option("--sharpen", metavar="A,B", help="Metrics to drive up and down by rescalings.")
+    ] = None,
+    sets: Sets = None,
+    seeds: Seeds = None,
+    results: Results = RESULTS,
+    device: Where = "auto",
+    plugin: Plugins = None,
+    wait: Wait = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Move a minimum by transforms that leave its function as it is, and see which metrics notice: invariance.csv.
+
+    Example: landscape audit small-vs-large --metrics all
+
+    Example: landscape audit dinh
+
+    Example: landscape audit model.pt --config my-experiment.yaml --sharpen hessian_top
+    """
+    checkpoints = [Path(target)] if config or Path(target).suffix in CHECKPOINTS else []
+    driven = listed("--sharpen", sharpen)
+    sets = [*(sets or []), *as_setting(metrics), *([f"audit.sharpen=[{','.join(driven)}]"] if driven else [])]
+    if checkpoints and run:
+        raise Fault("--runs: a checkpoint has none")
+    _, experiment = read_for(checkpoints, config or target, config is None, sets, plugin, seeds)
+    from landscape_cli.audit import table as audits
+    from landscape_cli.cli import audit_table, terminal
+    from landscape_cli.experiment import audit as auditing
+    from landscape_cli.experiment import pipeline
+
+    if checkpoints:
+        with terminal.Progress(quiet) as watch:
+            session, table, said = auditing.run_checkpoints(experiment, checkpoints, results, device, watch)
+        for line in dict.fromkeys(session.warnings):
+            terminal.warn(line)
+    else:
+        with opened(experiment, results, device, quiet) as session:
+            table, said = auditing.run(session, listed("--runs", run), wait=wait)
+    free = audits.unclaimed(table)
+    if json:
+        told = {"invariance": pipeline.as_json(table), "unclaimed": free, "not_applicable": said}
+        terminal.show_json(told | {"report": str(session.folder / "report.html")})
+    else:
+        audit_table.show(table, said, free)
+        terminal.say(f"\nReport: {session.folder / 'report.html'}")
+    leave(["failed"] if table["verdict"].isin(("broken", "failed")).any() else [])

@@ -1,0 +1,166 @@
+"""What commands have in common: options with their help, reading a config, opening a session, leaving."""
+
+from __future__ import annotations
+
+import contextlib
+import json as json_module
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from landscape_cli import __version__
+from landscape_cli.registry.errors import Fault
+
+if TYPE_CHECKING:
+    from landscape_cli.config import Experiment, Tree
+    from landscape_cli.experiment.session import Session
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Which measurable property of a minimum predicts how well it generalizes?\n\n"
+    "Train networks with small or large batches, keep their minima, measure them, compare.\n\n"
+    "Start with: [bold]landscape compare small-vs-large[/bold]",
+)
+
+RESULTS = Path("results")
+Device = Literal["auto", "cpu", "cuda"]
+Shelf = Literal["metrics", "models", "datasets", "configs", "transforms"]
+CONFIG = typer.Argument(
+    help="A YAML file, or the name of one in ./configs or shipped with the package.", show_default=False
+)
+RUNNING, LOOKING = "Running", "Output"
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. training.lr=0.05; repeatable."),
+]
+Seeds = Annotated[
+    int | None, typer.Option("--seeds", min=1, help="Seeds of each combination, instead of the config's.")
+]
+Results = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where the experiment's folder is made.")]
+Where = Annotated[Device, typer.Option("--device", help="auto takes a CUDA device where there is one.")]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", metavar="FILE|MODULE", help="Python code that registers models, datasets or metrics."),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Forget the finished runs of this config and start over.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process holds the results folder.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")]
+Metrics = Annotated[
+    str | None, typer.Option("--metrics", metavar="A,B|default|all", help="Instead of the config's metrics.")
+]
+Along = Annotated[bool, typer.Option("--along", help="Measure the snapshots on the way too (training.snapshots).")]
+
+
+def listed(option: str, text: str | None) -> list[str]:
+    """The names in `A,B`; none if the option is not given.
+
+    Raises: Fault if it is given and names nothing.
+    """
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    if text is not None and not names:
+        raise Fault(f"{option}: {text!r} names nothing: {option} A,B")
+    return names
+
+
+def read(target: str, sets: list[str] | None, plugins: list[str] | None, seeds: int | None) -> tuple[Tree, Experiment]:
+    """A config as it stands, and the experiment that it describes."""
+    from landscape_cli import config
+
+    tree = config.read(target, sets or [])  # syntax first: it needs no torch
+    from landscape_cli.experiment import session
+
+    return tree, session.resolve(tree, plugins or [], seeds)
+
+
+def with_snapshots(experiment: Experiment, along: bool) -> Experiment:
+    """The experiment with `along` set, as `--along` asks for.
+
+    Raises: Fault if none of its runs keeps a snapshot.
+    """
+    if not along:
+        return experiment
+    from landscape_cli import config
+
+    if not any(run.settings["training"]["snapshots"] for run in config.expand(experiment)):
+        remedy = "--set 'training.snapshots=[0, 1, 2, 5, 10]' (its runs are then trained anew)"
+        raise Fault(f"--along: {experiment.name} keeps nothing on the way: add the epochs to keep, {remedy}")
+    return experiment.model_copy(update={"along": True})
+
+
+@contextlib.contextmanager
+def opened(experiment: Experiment, results: Path, device: Device, quiet: bool) -> Iterator[Session]:
+    """An open session with progress on stderr; its warnings are said at the end."""
+    from landscape_cli.cli import terminal
+    from landscape_cli.experiment.session import open_session
+
+    with terminal.Progress(quiet) as watch:
+        session = open_session(experiment, results, device, watch)
+        try:
+            yield session
+        finally:
+            watch.stop()
+            for line in dict.fromkeys(session.warnings):
+                terminal.warn(line)
+
+
+def leave(statuses: Any) -> None:
+    """Exit code 3 where some runs or metrics did not come out well."""
+    if set(statuses) & {"failed", "diverged", "not_converged"}:
+        raise typer.Exit(3)
+
+
+def show_plan(session: Session, json: bool) -> None:
+    """What `--dry-run` prints."""
+    from landscape_cli.cli import terminal
+    from landscape_cli.experiment import pipeline as experiment
+
+    plan = experiment.plan(session)
+    terminal.show_json(plan) if json else terminal.plan(plan)
+
+
+CHECKPOINTS = (".pt", ".pth", ".safetensors")
+
+
+def as_setting(metrics: str | None) -> list[str]:
+    """What `--metrics` says, as `--set` would."""
+    if metrics is None:
+        return []
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    return [f"metrics={names[0]}" if names in (["default"], ["all"]) else f"metrics=[{', '.join(names)}]"]
+
+
+def read_for(
+    checkpoints: list[Path], target: str, own: bool, sets: list[str], plugin: list[str] | None, seeds: int | None
+) -> tuple[Any, Experiment]:
+    """The config of an experiment or of checkpoints; a checkpoint of ours brings its own."""
+    if not (checkpoints and own):
+        return read(target, sets, plugin, seeds)
+    from landscape_cli.store import checkpoints as minima
+
+    about = minima.metadata(checkpoints[0])
+    if "settings" not in about:
+        raise Fault(f"{checkpoints[0]}: says nothing of its model and dataset: name them with --config CONFIG")
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{checkpoints[0].stem}.yaml"
+        path.write_text(json_module.dumps({"name": about["run_id"], **about["settings"]}))
+        return read(str(path), sets, plugin, seeds)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"landscape {__version__}")
+        raise typer.Exit

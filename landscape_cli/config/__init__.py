@@ -1,0 +1,33 @@
+"""The YAML of an experiment: read with the place of each value, checked as a whole, expanded into runs with their ids.
+
+Imports `registry` only. Begin with schema.py; reading.py reads a file, grid.py makes runs of it.
+"""
+
+from landscape_cli.config.grid import Run, canonical, digest, expand, measurements
+from landscape_cli.config.json_schema import json_schema
+from landscape_cli.config.reading import dump, find, origins, read, resolve, shipped, summary
+from landscape_cli.config.schema import Audit, Compare, Experiment, Stop, Surface, Training
+from landscape_cli.config.yaml_tree import Tree
+
+__all__ = [
+    "Audit",
+    "Compare",
+    "Experiment",
+    "Run",
+    "Stop",
+    "Surface",
+    "Training",
+    "Tree",
+    "canonical",
+    "digest",
+    "dump",
+    "expand",
+    "find",
+    "json_schema",
+    "measurements",
+    "origins",
+    "read",
+    "resolve",
+    "shipped",
+    "summary",
+]

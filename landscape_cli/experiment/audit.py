@@ -1,0 +1,103 @@
+"""`landscape audit`: which minima are moved, and the files that come of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from landscape_cli import config, store
+from landscape_cli.audit import table as audit
+from landscape_cli.audit.transforms import alpha_groups
+from landscape_cli.config import Experiment
+from landscape_cli.experiment import measure, pipeline, train
+from landscape_cli.experiment.session import Record, Session
+from landscape_cli.registry import REGISTRY
+from landscape_cli.registry.errors import Fault
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+STIFF = "no channels of this network can be rescaled"
+Wanted = tuple[list[measure.Measurement], list[measure.Measurement]]
+
+
+def run(session: Session, run_ids: list[str], *, wait: bool = False) -> tuple[DataFrame, list[str]]:
+    """`landscape audit CONFIG`: invariance.csv, which is returned, and lines on what the transforms left alone.
+
+    Args:
+        session: the experiment's.
+        run_ids: whose minima are moved; none: the first run's. They are trained if need be.
+        wait: for the folder.
+    """
+    known, run_ids = [run.run_id for run in session.runs], list(dict.fromkeys(run_ids))
+    if unknown := [i for i in run_ids if i not in known]:
+        raise Fault(f"--runs: {', '.join(unknown)}: no run of {session.experiment.name}; it has {', '.join(known[:4])}")
+    settings_of, wanted = {run.run_id: run.settings for run in session.runs}, _audited(session.experiment)
+    with pipeline.writing(session, wait):
+        records = train.train(session, set(run_ids or known[:1]))
+        pipeline.runs_table(session)
+        return _audit(session, [records[i] for i in run_ids or known[:1]], records, settings_of, wanted)
+
+
+def run_checkpoints(
+    base: Experiment, paths: list[Path], results: Path, device: str, watch: Any
+) -> tuple[Session, DataFrame, list[str]]:
+    """`landscape audit CHECKPOINT...`: the same of networks trained elsewhere, in `results/<name>-checkpoints`."""
+    wanted = _audited(base)
+    session, loaded = pipeline.adopting(base, paths, results, device, watch)
+    with pipeline.writing(session):
+        records = pipeline.adopt(session, loaded)
+        settings_of = dict.fromkeys(records, session.runs[0].settings)
+        pipeline.write_adopted(session, records)
+        table, said = _audit(session, list(records.values()), records, settings_of, wanted)
+    return session, table, said
+
+
+def _audited(base: Experiment) -> Wanted:
+    """What to audit, and what to sharpen.
+
+    Raises: Fault if audit.sharpen names no metric.
+    """
+    named = base.audit.sharpen if base.audit else []
+    if unknown := [name for name in named if name not in REGISTRY["metric"]]:
+        raise Fault(f"audit.sharpen: {', '.join(unknown)}: no such metric: see `landscape list metrics`")
+    sharpened = config.measurements(base.model_copy(update={"metrics": named})) if named else []
+    return config.measurements(base), sharpened
+
+
+def _audit(
+    session: Session, chosen: list[Record], records: dict[str, Record], settings_of: dict[str, Any], wanted: Wanted
+) -> tuple[DataFrame, list[str]]:
+    asked, rows = session.experiment.audit or config.Audit(), []
+    said: dict[str, None] = {}
+    session.watch("measure", {"cells": sum(map(len, wanted)) * len(chosen)})
+
+    def watch(name: str) -> None:
+        session.watch("metric", {"metric": name})
+        session.watch("cell", {"metric": name, "runs": 1})
+
+    for record in chosen:
+        if record["status"] == "diverged":
+            raise Fault(f"{record['run_id']}: diverged: there is no minimum to move")
+        settings = settings_of[record["run_id"]]
+        alike = [r for r in measure.alike(records, settings_of, settings) if r["run_id"] != record["run_id"]]
+        point, at = audit.of_record(session, record, settings, alike)
+        found, cases = audit.audit(point, at, wanted[0], watch)
+        for what in wanted[1]:
+            watch(f"{what[0]}, sharpened")
+            driven = audit.sharpen(point, at, what, asked.bound)
+            found += driven
+            said |= {} if driven else {f"sharpen: {what[0]}: {STIFF}": None}
+        rows += [{"run_id": record["run_id"], **row} for row in found]
+        session.warnings += [f"{row['metric']}: failed: {row['message']}" for row in found if "message" in row]
+        said |= {f"{c.transform}: {name}: {why}": None for c in cases for name, why in c.left.items()}
+        if asked.drive and not alpha_groups(at):
+            said[f"drive: {STIFF}"] = None
+        elif asked.drive:
+            curves = audit.drive(point, at, asked.drive)
+            curves = {"run_id": [record["run_id"]] * len(curves["x"]), **curves}
+            store.write_curves(session.folder, {"lines": store.table_bytes(store.lines_table(curves))}, [])
+    table = store.invariance_table(rows)
+    store.write(session.folder / "invariance.csv", store.table_bytes(table))
+    pipeline.draw(session.folder, list(session.finished().values()) or chosen, session.groups, session)
+    return table, list(said)

@@ -1,0 +1,123 @@
+"""An experiment in memory: its runs, folder and device, its datasets and networks, checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from landscape_cli import config, engine, network, registry, store
+from landscape_cli.config import Experiment, Run
+from landscape_cli.data.datasets import Data
+from landscape_cli.data.datasets import load as load_data
+from landscape_cli.experiment import stacks
+from landscape_cli.network import Network
+from landscape_cli.network.models import build_module
+from landscape_cli.registry.errors import Fault
+
+Watch = Callable[[str, dict[str, Any]], None]  # event, facts; see console.Progress
+Record = dict[str, Any]  # as in runs/<run_id>.json
+
+
+@dataclass
+class Session:
+    """An experiment with its place on disk and in memory; built by `open_session`."""
+
+    experiment: Experiment
+    runs: list[Run]
+    folder: Path
+    device: torch.device
+    watch: Watch = lambda event, facts: None
+    warnings: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)  # what could not be made while the rest was
+    _data: dict[str, Data] = field(default_factory=dict)
+
+    def data(self, settings: dict[str, Any]) -> Data:
+        """The dataset of a run on the device, loaded once."""
+        key = config.canonical(settings["dataset"])
+        if key not in self._data:
+            self._data[key] = load_data(settings["dataset"]).to(self.device, dtype(settings))
+        return self._data[key]
+
+    def module(self, settings: dict[str, Any], seed: int = 0) -> nn.Module:
+        """A run's module as initialized by its seed."""
+        data = self.data(settings)
+        module = build_module(settings["model"], data.input_shape, data.num_classes, seed)
+        return module.to(self.device, dtype(settings))
+
+    def network(self, settings: dict[str, Any]) -> Network:
+        """How a stack of a run's module is run."""
+        compute = torch.bfloat16 if settings["precision"] == "bfloat16" else dtype(settings)
+        return network.build(self.module(settings), self.data(settings).input_shape, compute)
+
+    def data_hash(self, settings: dict[str, Any]) -> str:
+        """Hash of the user's own data file, so that new data are new runs; empty for datasets without a file."""
+        path = settings["dataset"].get("path")
+        if path is None:
+            return ""
+        if Path(path).is_dir():
+            return self.data(settings).digest()
+        if not Path(path).is_file():
+            self.data(settings)  # says what is missing
+        return store.file_hash(Path(path))
+
+    def finished(self) -> dict[str, Record]:
+        """Records of the runs that are trained, on these very data, and whose minimum is there."""
+        if not self.folder.is_dir():
+            return {}
+        known = store.read_runs(self.folder, self.warnings)
+        hashes = {config.canonical(run.settings["dataset"]): self.data_hash(run.settings) for run in self.runs}
+        found = {}
+        for run in self.runs:
+            record = known.get(run.run_id)
+            same_data = record and record.get("data", "") == hashes[config.canonical(run.settings["dataset"])]
+            if record and same_data and (self.folder / record["minimum"]["file"]).is_file():
+                found[run.run_id] = record
+        return found
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """Names of the groups, in the order of the grid."""
+        return list(dict.fromkeys(run.group for run in self.runs))
+
+
+def dtype(settings: dict[str, Any]) -> torch.dtype:
+    """Type of parameters and inputs; bfloat16 is a type of the forward pass only."""
+    return torch.float64 if settings["precision"] == "float64" else torch.float32
+
+
+def resolve(tree: config.Tree, plugins: Sequence[str] = (), seeds: int | None = None) -> Experiment:
+    """The experiment that a config describes; fills the shelves on the way.
+
+    Args:
+        tree: from `config.read`.
+        plugins: files or modules, as `--plugin` takes them.
+        seeds: instead of the config's.
+    Raises: Fault.
+    """
+    registry.load_plugins(list(plugins))
+    experiment = config.resolve(tree)
+    return experiment if seeds is None else experiment.model_copy(update={"seeds": seeds})
+
+
+def open_session(experiment: Experiment, results: Path, device: str = "auto", watch: Watch | None = None) -> Session:
+    """Everything that can be wrong before the first step is found here: data, shapes, batch sizes, device.
+
+    Raises: Fault, with exit code 5 if data or device are missing; nothing is written.
+    """
+    folder = results / store.check_name(experiment.name)
+    session = Session(experiment, config.expand(experiment), folder, engine.device(device))
+    session.watch = watch or session.watch
+    config.measurements(experiment)
+    records = session.finished()
+    for run in {stacks.shape_key(run): run for run in session.runs if run.run_id not in records}.values():
+        n, batch = len(session.data(run.settings).y_train), run.settings["training"]["batch_size"]
+        if batch != "full" and batch > n:
+            raise Fault(f"training.batch_size: {batch} is more than the {n} training samples; `full` takes them all")
+        session.module(run.settings)
+    return session

@@ -1,0 +1,145 @@
+"""The shelves: models, datasets and metrics, found by name, with their settings read from their signatures.
+
+This module imports neither torch nor pydantic when loaded, so that `landscape --help` stays instant.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+
+from annotated_types import Ge, Gt, Lt
+
+from landscape_cli.registry.errors import Fault
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+Count = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Lt(1)]
+
+Kind = Literal["model", "dataset", "metric"]
+Invariance = Literal["none", "permutation", "global", "scale", "filter", "smooth", "output"]
+Direction = Literal["sharp", "flat", "none"]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+DIRECTIONS: dict[str, str] = {
+    "sharp": "large means sharp",
+    "flat": "large means flat",
+    "none": "large means neither sharp nor flat",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered function: its name, its kind, and the facts that its decorator states."""
+
+    name: str
+    kind: Kind
+    function: Callable[..., Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """First line of the docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    @cached_property
+    def settings(self) -> type[BaseModel]:
+        """A pydantic model of the keyword-only arguments, with their types, bounds and defaults."""
+        from pydantic import ConfigDict, create_model
+
+        fields: dict[str, Any] = {
+            p.name: (p.annotation, ... if p.default is p.empty else p.default)
+            for p in inspect.signature(self.function, eval_str=True).parameters.values()
+            if p.kind is p.KEYWORD_ONLY
+        }
+        strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
+        return create_model(self.name, __config__=strict, **fields)
+
+    @cached_property
+    def defaults(self) -> dict[str, Any]:
+        """Every setting that has a default; a list where a scalar is due stands for one row a value."""
+        own = {k: f.default for k, f in self.settings.model_fields.items() if not f.is_required()}
+        grids: dict[str, Any] = self.facts.get("grids", {})
+        return own | grids
+
+
+REGISTRY: dict[Kind, dict[str, Entry]] = {"model": {}, "dataset": {}, "metric": {}}
+
+
+def _register(kind: Kind, **facts: Any) -> Callable[[Function], Function]:
+    def put(function: Function) -> Function:
+        known = REGISTRY[kind].get(function.__name__)
+        if known and known.function.__module__ != function.__module__:
+            raise Fault(f"{kind} {function.__name__!r} is already registered by {known.function.__module__}")
+        REGISTRY[kind][function.__name__] = Entry(function.__name__, kind, function, facts)
+        return function
+
+    return put
+
+
+def model(function: Function) -> Function:
+    """Put `def my_net(input_shape, num_classes, *, ...) -> nn.Module` on the shelf of models."""
+    return _register("model")(function)
+
+
+def dataset(function: Function) -> Function:
+    """Put `def my_data(*, ...) -> (x_train, y_train, x_test, y_test)` on the shelf of datasets."""
+    return _register("dataset")(function)
+
+
+def metric(
+    *,
+    invariant: str | Mapping[str, str],
+    source: str,
+    default: bool = False,
+    version: int = 1,
+    same: str = "",
+    pairs: bool = False,
+    search: bool = False,
+    direction: str = "",
+    cost: str = "",
+    **grids: list[Any],
+) -> Callable[[Function], Function]:
+    """Put `def my_metric(at: Point, *, ...) -> Estimate` on the shelf of metrics.
+
+    Args:
+        invariant: what it claims to survive, names of `Invariance` joined by commas (see docs/metrics.md); or that for
+            each value of a setting, {"blocks=layer": "scale"}.
+        source: paper, section or equation.
+        default: whether `metrics: default` runs it.
+        version: raise it when values change, so that old cells are measured again.
+        same: the metric of which this one is a monotone function; tests count the two once. It names none itself.
+        pairs: whether it looks at the other minima of the experiment too, `Point.peers`.
+        search: whether it follows the path of a search, which rounding can turn: the audit holds it to 1e-4.
+        direction: what a large value means: `sharp`, `flat` or `none`.
+        cost: in words, per minimum.
+        grids: for a setting, the list of values that are measured by default, one row each.
+    """
+    for stated in [invariant] if isinstance(invariant, str) else invariant.values():
+        if unknown := {one.strip() for one in stated.split(",")} - {*get_args(Invariance)}:
+            names = ", ".join(get_args(Invariance))
+            raise Fault(f"@metric(invariant=...): {', '.join(sorted(unknown))}: no such claim; there are {names}")
+    facts = {"invariant": invariant, "source": source, "default": default, "version": version, "same": same}
+    return _register("metric", **facts, pairs=pairs, search=search, direction=direction, cost=cost, grids=grids)
+
+
+def claims(entry: Entry) -> dict[str, list[str]]:
+    """What a metric claims to survive, for each value of the setting that decides it; {"": [...]} if none does."""
+    stated = entry.facts["invariant"]
+    return {
+        k: [one.strip() for one in v.split(",")]
+        for k, v in ({"": stated} if isinstance(stated, str) else stated).items()
+    }
+
+
+def same_as() -> dict[str, str]:
+    """Metric -> the metric of which it is a monotone function, for those that say so."""
+    return {name: entry.facts["same"] for name, entry in REGISTRY["metric"].items() if entry.facts.get("same")}

@@ -1,0 +1,48 @@
+"""The results folder: atomic files, lock, run records, cells, checkpoints, tables; the only one that writes results.
+
+Imports `registry` only. Begin with folder.py; what a checkpoint holds is in checkpoints.py, a column in tables.py.
+"""
+
+from landscape_cli.store.cells import cell_path, has_vectors, read_cells, vectors_path, write_cells
+from landscape_cli.store.files import file_hash, write, write_many
+from landscape_cli.store.folder import LOCK, check_name, lock, open_folder
+from landscape_cli.store.json_files import FORMAT
+from landscape_cli.store.manifest import write_manifest
+from landscape_cli.store.records import read_runs, write_runs
+from landscape_cli.store.tables import (
+    curve_tables,
+    invariance_table,
+    lines_table,
+    metrics_table,
+    read_table,
+    runs_table,
+    table_bytes,
+    write_curves,
+)
+
+__all__ = [
+    "FORMAT",
+    "LOCK",
+    "cell_path",
+    "check_name",
+    "curve_tables",
+    "file_hash",
+    "has_vectors",
+    "invariance_table",
+    "lines_table",
+    "lock",
+    "metrics_table",
+    "open_folder",
+    "read_cells",
+    "read_runs",
+    "read_table",
+    "runs_table",
+    "table_bytes",
+    "vectors_path",
+    "write",
+    "write_cells",
+    "write_curves",
+    "write_manifest",
+    "write_many",
+    "write_runs",
+]
