@@ -6,8 +6,7 @@ from pathlib import Path
 
 from pandas import DataFrame
 
-from landscape_cli.audit.table import TRANSFORMS
-from landscape_cli.cli import audit_table
+from landscape_cli.audit.table import TRANSFORMS, heading, worst_first
 from landscape_cli.store import tables
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference" / "audit"
@@ -64,10 +63,10 @@ def _table(table: DataFrame) -> str:
     columns = list(dict.fromkeys(zip(applied["transform"], applied["strength"], strict=True)))
     cells = {(r["metric"], r["setting"], r["transform"], r["strength"]): r for r in table.to_dict("records")}
     lines = [
-        "| metric | " + " | ".join(audit_table.heading(*c) for c in columns) + " |",
+        "| metric | " + " | ".join(heading(*c) for c in columns) + " |",
         "|---|" + "---:|" * len(columns),
     ]
-    for metric, setting in audit_table.worst_first(applied):
+    for metric, setting in worst_first(applied):
         name = f"`{metric}` ({setting.replace('=', ' = ').replace(';', ', ')})" if setting else f"`{metric}`"
         lines.append(f"| {name} | " + " | ".join(_cell(cells[metric, setting, *c]) for c in columns) + " |")
     return "\n".join(lines)

@@ -28,6 +28,10 @@ def main() -> None:
         code = 0
     except Exception as error:
         code = _explain(error, debug)
+    except BaseException as error:  # a signal; its class is torch's neighbour, and torch may not be loaded yet
+        if type(error).__name__ != "Interrupted":
+            raise
+        code = _complain("interrupted: what was finished is kept; the same command goes on", error.code, debug)  # type: ignore[attr-defined]
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -53,14 +57,12 @@ def _complain(text: str, code: int, debug: bool) -> int:
 
 
 def _explain(error: Exception, debug: bool) -> int:
-    """Exit code of an exception that is no Fault: usage (2), a signal (130, 143), or an internal error (1)."""
+    """Exit code of an exception that is no Fault: usage (2) or an internal error (1)."""
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
         if not error.format_message():  # `landscape` alone: its help has been printed
             return 2
         hint = getattr(getattr(error, "ctx", None), "command_path", "landscape")
         return _complain(f"{error.format_message()}; see `{hint} --help`", 2, debug)
-    if type(error).__name__ == "Interrupted":
-        return _complain("interrupted: what was finished is kept; the same command goes on", error.code, debug)  # type: ignore[attr-defined]
     text = f"internal error: {type(error).__name__}: {error}; --debug shows where, please report it"
     return _complain(text, 1, debug)
 

@@ -16,19 +16,20 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from landscape_cli import engine
 from landscape_cli.audit import curves
 from landscape_cli.audit import transforms as rp
 from landscape_cli.audit.claims import claimed, same, tolerance, verdict
 from landscape_cli.audit.transforms import Minima, Moved
+from landscape_cli.config import Measurement, grid
 from landscape_cli.curvature.objective import flatten
-from landscape_cli.experiment import measure
-from landscape_cli.experiment.measure import Measurement
-from landscape_cli.experiment.session import Record, Session
+from landscape_cli.metrics.evaluate import LOST, evaluate
 from landscape_cli.metrics.point import Estimate, Point
-from landscape_cli.network import Params, build
+from landscape_cli.network import Params
 from landscape_cli.registry import REGISTRY
 from landscape_cli.registry.errors import Fault
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -128,29 +129,16 @@ def audit(
     groups = list(_groups(point, at, every))
     rows = []
     for name, own in wanted:
-        engine.check()
         watch(name)
         seen: dict[int, dict[str, tuple[Estimate, int]]] = {}
         for moved, members, order in groups:
             with _Followed(order) if order is not None else nullcontext():
-                estimates = measure.estimate(moved, name, adapted(name, own))
+                estimates = evaluate(moved, name, adapted(name, own))
             for k, i in enumerate(members):
                 seen[i] = {extra: (e, k) for extra, e in estimates.items()}
         for extra in seen[-1]:
             rows += [_row(name, own, extra, seen, i, case) for i, case in enumerate(every)]
     return rows, every
-
-
-def of_record(session: Session, record: Record, settings: dict[str, Any], others: list[Record]) -> tuple[Point, Minima]:
-    """The minimum of a run in float64, with its data and one other minimum; and the same as the transforms take it."""
-    plain = measure.point(session, [record], settings)
-    module, shape = session.module(settings).double(), session.data(settings).input_shape
-    net = build(module, shape, torch.float64)
-    train, test = (replace(side.to(torch.float64), network=net) for side in (plain.train, plain.test))
-    peers = {o["run_id"]: measure.point(session, [o], settings).theta[0].double() for o in others[:1]}
-    initial = None if plain.initial is None else plain.initial.double()
-    at = Point(plain.theta.double(), train, test, initial, peers, plain.training)
-    return at, Minima(net, train.like, train.buffers, shape)
 
 
 def drive(point: Point, at: Minima, factor: float) -> dict[str, list[Any]]:
@@ -250,7 +238,9 @@ MADE = (torch.randn, torch.rand, torch.randint, torch.bernoulli, torch.randn_lik
 DRAWS = (*MADE, Tensor.normal_, Tensor.uniform_, Tensor.bernoulli_, Tensor.random_)
 
 
-def sharpen(point: Point, at: Minima, what: Measurement, bound: float) -> list[dict[str, Any]]:
+def sharpen(
+    point: Point, at: Minima, what: Measurement, bound: float, tick: Callable[[], None] = lambda: None
+) -> list[dict[str, Any]]:
     """How far rescalings can drive a metric up and down without changing the function: rows `sharpen` and `flatten`.
 
     Coordinates of the search are a factor for each group of channels, and RANDOM directions in which each channel has
@@ -276,7 +266,7 @@ def sharpen(point: Point, at: Minima, what: Measurement, bound: float) -> list[d
         return rp.rescale(at, [(g, e.expand(g.size)) for g, e in zip(groups, ends, strict=True)])
 
     def values(tried: list[list[float]]) -> dict[str, list[float]]:
-        found = measure.estimate(_joined(point, at, [moved(t) for t in tried]), name, adapted(name, own))
+        found = evaluate(_joined(point, at, [moved(t) for t in tried]), name, adapted(name, own))
         return {extra: [_value((e, k))[0] for k in range(len(tried))] for extra, e in found.items()}
 
     rows = []
@@ -285,7 +275,7 @@ def sharpen(point: Point, at: Minima, what: Measurement, bound: float) -> list[d
         for transform, sign in (("sharpen", 1), ("flatten", -1)):
             best, t = before, start
             for i in range(len(start)):
-                engine.check()
+                tick()
                 tried = [[*t[:i], share * log(bound), *t[i + 1 :]] for share in (-1.0, -0.5, -0.1, 0.1, 0.5, 1.0)]
                 for one, value in zip(tried, values(tried)[extra], strict=True):
                     if sign * (value - best) > 0:
@@ -329,7 +319,7 @@ def _told(
 ) -> dict[str, Any]:
     return {
         "metric": name,
-        "setting": measure.setting(name, own, extra),
+        "setting": grid.setting(name, own, extra),
         "before": before,
         "after": after,
         "ratio": after / before if before else nan,
@@ -342,7 +332,7 @@ def _told(
 
 def _value(found: tuple[Estimate, int] | None) -> tuple[float, float]:
     """Value and standard error; NaN if there is none."""
-    if found is None or found[0].status[found[1]] in measure.LOST:
+    if found is None or found[0].status[found[1]] in LOST:
         return nan, nan
     return tuple(float(t[found[1]]) for t in (found[0].value, found[0].standard_error))  # type: ignore[return-value]
 
@@ -362,3 +352,26 @@ def unclaimed(table: DataFrame) -> list[str]:
             if len(tried) and bool(free.all()) and all(map(same, tried["before"], tried["after"], tried["tolerance"])):
                 found.setdefault(f"{metric}({setting})" if setting else str(metric), []).append(claim)
     return [f"{name}: {', '.join(claims)}" for name, claims in found.items()]
+
+
+SHORT = {"alpha_scale": "alpha", "filter_scale": "filter", "batchnorm_scale": "bn", "permute": "perm"}
+
+
+SHORT |= {"smooth_cubic": "cubic", "smooth_sinh": "sinh", "logit_scale": "logits", "global_scale": "global"}
+
+
+def worst_first(table: DataFrame) -> list[tuple[str, str]]:
+    """(metric, setting), those that a transform moves furthest first; outputs and predicted classes are kept by all."""
+    from numpy import log10
+
+    kept = table[~table["transform"].isin(("logit_scale",))]
+    ratio = kept["ratio"].abs()
+    size = log10(ratio.where(ratio > 0)).abs()
+    far = size.groupby([kept["metric"], kept["setting"]], sort=False).max().fillna(-1)
+    return list(far.sort_values(ascending=False, kind="stable").index)
+
+
+def heading(transform: str, strength: float) -> str:
+    """A column's short name: alpha 0.1."""
+    name = SHORT.get(transform, transform)
+    return f"a={strength:g}" if transform == "alpha_scale" else name

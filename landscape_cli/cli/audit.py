@@ -71,7 +71,7 @@ def audit(
     from landscape_cli.audit import table as audits
     from landscape_cli.cli import audit_table, terminal
     from landscape_cli.experiment import audit as auditing
-    from landscape_cli.experiment import pipeline
+    from landscape_cli.experiment import result_tables
 
     if checkpoints:
         with terminal.Progress(quiet) as watch:
@@ -83,7 +83,7 @@ def audit(
             table, said = auditing.run(session, listed("--runs", run), wait=wait)
     free = audits.unclaimed(table)
     if json:
-        told = {"invariance": pipeline.as_json(table), "unclaimed": free, "not_applicable": said}
+        told = {"invariance": result_tables.as_json(table), "unclaimed": free, "not_applicable": said}
         terminal.show_json(told | {"report": str(session.folder / "report.html")})
     else:
         audit_table.show(table, said, free)

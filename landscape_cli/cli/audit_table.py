@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from landscape_cli.audit.table import heading, worst_first
 from landscape_cli.cli import terminal
 
 if TYPE_CHECKING:
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
 
 COLORS = {"holds": "green", "broken": "bold red", "never claimed": "default", "unresolved": "yellow"}
 COLORS |= {"failed": "red", "not checked": "yellow"}
-SHORT = {"alpha_scale": "alpha", "filter_scale": "filter", "batchnorm_scale": "bn", "permute": "perm"}
-SHORT |= {"smooth_cubic": "cubic", "smooth_sinh": "sinh", "logit_scale": "logits", "global_scale": "global"}
 
 
 def show(table: DataFrame, said: list[str], unclaimed: list[str]) -> None:
@@ -33,7 +32,8 @@ def show(table: DataFrame, said: list[str], unclaimed: list[str]) -> None:
             terminal.say(f"\n{run_id}")
         _matrix(own)
     for row in table[~table["transform"].isin(TRANSFORMS)].to_dict("records"):
-        ends = f"{terminal.number(row['before'])} -> {terminal.number(row['after'])}, {terminal.number(row['ratio'])} times"
+        before, after, ratio = (terminal.number(row[k]) for k in ("before", "after", "ratio"))
+        ends = f"{before} -> {after}, {ratio} times"
         terminal.say(f"{row['transform']} {_name(row)}: {ends}, no factor above {row['strength']:g}, outputs unchanged")
     claims = plain[plain["claim"] != ""]
     held, broken = (int((claims["verdict"] == v).sum()) for v in ("holds", "broken"))
@@ -48,23 +48,6 @@ def show(table: DataFrame, said: list[str], unclaimed: list[str]) -> None:
         terminal.say(f"holds, but is not claimed: {line}")
     for line in said:
         terminal.say(f"not applicable: {line}")
-
-
-def worst_first(table: DataFrame) -> list[tuple[str, str]]:
-    """(metric, setting), those that a transform moves furthest first; outputs and predicted classes are kept by all."""
-    from numpy import log10
-
-    kept = table[~table["transform"].isin(("logit_scale",))]
-    ratio = kept["ratio"].abs()
-    size = log10(ratio.where(ratio > 0)).abs()
-    far = size.groupby([kept["metric"], kept["setting"]], sort=False).max().fillna(-1)
-    return list(far.sort_values(ascending=False, kind="stable").index)
-
-
-def heading(transform: str, strength: float) -> str:
-    """A column's short name: alpha 0.1."""
-    name = SHORT.get(transform, transform)
-    return f"a={strength:g}" if transform == "alpha_scale" else name
 
 
 def _matrix(table: DataFrame) -> None:

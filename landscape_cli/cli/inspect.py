@@ -39,10 +39,10 @@ def report(
     """
     from landscape_cli import registry
     from landscape_cli.cli import terminal
-    from landscape_cli.experiment import pipeline
+    from landscape_cli.experiment import drawing
 
     registry.load_plugins([])
-    page = pipeline.rewrite_report(folder.resolve())
+    page = drawing.rewrite_report(folder.resolve())
     terminal.show_json({"report": str(page)}) if json else terminal.say(str(page))
 
 
@@ -65,11 +65,11 @@ def show(
     tree, experiment = read(config, sets, plugin, seeds)
     from landscape_cli.cli import terminal
     from landscape_cli.config import origins
-    from landscape_cli.experiment import pipeline
+    from landscape_cli.experiment import planning
 
     values = origins(tree, experiment)
     with opened(experiment, results, device, quiet=True) as session:
-        plan = pipeline.plan(session)
+        plan = planning.plan(session)
     if json:
         terminal.show_json({"config": experiment.model_dump(), "plan": plan})
     else:
@@ -101,7 +101,7 @@ def list_(
         rows = [{"name": name, "summary": t.summary, "keeps": t.keeps} for name, t in TRANSFORMS.items()]
     else:
         registry.load_plugins(plugin or [])
-        rows = [registry.describe(entry) for entry in registry.REGISTRY[registry.KINDS[what]].values()]
+        rows = [registry.describe(entry) for entry in registry.REGISTRY[registry.SHELVES[what]].values()]
     terminal.show_json({what: rows}) if json else terminal.shelf(rows, verbose)
 
 

@@ -121,9 +121,9 @@ def leave(statuses: Any) -> None:
 def show_plan(session: Session, json: bool) -> None:
     """What `--dry-run` prints."""
     from landscape_cli.cli import terminal
-    from landscape_cli.experiment import pipeline as experiment
+    from landscape_cli.experiment import planning
 
-    plan = experiment.plan(session)
+    plan = planning.plan(session)
     terminal.show_json(plan) if json else terminal.plan(plan)
 
 

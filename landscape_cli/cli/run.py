@@ -59,12 +59,13 @@ def train(
     _, experiment = read(config, sets, plugin, seeds)
     with opened(experiment, results, device, quiet) as session:
         from landscape_cli.cli import terminal
-        from landscape_cli.experiment import pipeline
+        from landscape_cli.experiment import result_tables
+        from landscape_cli.experiment.train import train as train_runs
 
         if dry_run:
             return show_plan(session, json)
-        table = pipeline.train(session, fresh=fresh, wait=wait)
-    terminal.show_json({"runs": pipeline.as_json(table)}) if json else terminal.runs(table)
+        table = train_runs(session, fresh=fresh, wait=wait)
+    terminal.show_json({"runs": result_tables.as_json(table)}) if json else terminal.runs(table)
     leave(table["status"])
 
 
@@ -104,20 +105,21 @@ def measure(
     sets = [*(sets or []), *as_setting(metrics)]
     _, experiment = read_for(checkpoints, config or target[0], config is None, sets, plugin, seeds)
     from landscape_cli.config import measurements
-    from landscape_cli.experiment import pipeline
+    from landscape_cli.experiment import adopted, result_tables
+    from landscape_cli.experiment.measure import measure as measure_runs
 
     wanted = measurements(experiment)
     if checkpoints:
         with terminal.Progress(quiet) as watch:
-            _, table = pipeline.measure_checkpoints(experiment, checkpoints, results, wanted, device, watch)
+            _, table = adopted.measure_checkpoints(experiment, checkpoints, results, wanted, device, watch)
     else:
         with opened(with_snapshots(experiment, along), results, device, quiet) as session:
-            table = pipeline.measure(session, wanted, wait=wait)
+            table = measure_runs(session, wanted, wait=wait)
     if json:
-        terminal.show_json({"metrics": pipeline.as_json(table)})
+        terminal.show_json({"metrics": result_tables.as_json(table)})
     else:
         terminal.metrics(table[table["epoch"].isna()])
-        for line in pipeline.trouble_along(table):
+        for line in result_tables.trouble_along(table):
             terminal.warn(line)
     leave(table["status"])
 
@@ -149,17 +151,18 @@ def compare(
     _, experiment = read(config, sets, plugin, seeds)
     with opened(with_snapshots(experiment, along), results, device, quiet) as session:
         from landscape_cli.cli import terminal
-        from landscape_cli.experiment import pipeline
-        from landscape_cli.experiment import surface as surfacing
+        from landscape_cli.experiment import result_tables
+        from landscape_cli.experiment import surface as surfaces
+        from landscape_cli.experiment.compare import compare as compare_groups
 
         if experiment.surface:
-            surfacing.check(session, experiment.surface)
+            surfaces.check(session, experiment.surface)
         if dry_run:
             return show_plan(session, json)
-        table = pipeline.compare(session, fresh=fresh, wait=wait, around=surfacing.around)
-    runs, failures = pipeline.outcome(session)
+        table = compare_groups(session, fresh=fresh, wait=wait, around=surfaces.around)
+    runs, failures = result_tables.outcome(session)
     if json:
-        terminal.show_json({"comparison": pipeline.as_json(table), "report": str(session.folder / "report.html")})
+        terminal.show_json({"comparison": result_tables.as_json(table), "report": str(session.folder / "report.html")})
     else:
         terminal.comparison(table, session.groups, runs, session.folder)
     for line in failures:

@@ -105,28 +105,30 @@ def surface(
     except Fault as fault:  # of options, in the words in which they were given
         raise Fault(re.sub(r"--set surface\.(\w+)=", r"--\1 ", str(fault)), fault.code) from None
     from landscape_cli.cli import terminal
-    from landscape_cli.experiment import pipeline
-    from landscape_cli.experiment import surface as surfacing
-    from landscape_cli.store import directions as vectors
+    from landscape_cli.experiment import result_tables
+    from landscape_cli.experiment import surface as surfaces
+    from landscape_cli.store import directions as files_of_directions
 
     runs = listed("--runs", run) if run is not None else None
-    asked = surfacing.asked_for(experiment.surface, given, directions, runs)
+    asked = surfaces.asked_for(experiment.surface, given, directions, runs)
     if checkpoints:
         with terminal.Progress(quiet) as watch:
-            session, tables = surfacing.run_checkpoints(experiment, checkpoints, asked, results, device, watch)
+            session, tables = surfaces.run_checkpoints(experiment, checkpoints, asked, results, device, watch)
     else:
         with opened(experiment, results, device, quiet) as session:
-            tables = surfacing.run(session, asked, wait=wait)
+            tables = surfaces.run(session, asked, wait=wait)
     for line in session.failures:
         terminal.warn(line)
     if json:
-        told = {run_id: pipeline.as_json(table) for run_id, table in tables.items()}
+        told = {run_id: result_tables.as_json(table) for run_id, table in tables.items()}
         terminal.show_json({"surfaces": told, "report": str(session.folder / "report.html")})
         leave(["failed"] if session.failures else [])
         return
     for run_id, table in tables.items():
         path = session.folder / "surfaces" / f"{run_id}-{asked.kind}.csv"
-        terminal.say(f"{run_id}: {surfacing.summary(table, vectors.facts(path.with_suffix('.safetensors')))}")
+        terminal.say(
+            f"{run_id}: {surfaces.summary(table, files_of_directions.facts(path.with_suffix('.safetensors')))}"
+        )
         terminal.say(f"  {path}")
     terminal.say(f"\nReport: {session.folder / 'report.html'}")
     leave(["failed"] if session.failures else [])

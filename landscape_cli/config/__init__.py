@@ -3,7 +3,8 @@
 Imports `registry` only. Begin with schema.py; reading.py reads a file, grid.py makes runs of it.
 """
 
-from landscape_cli.config.grid import Run, canonical, digest, expand, measurements
+from landscape_cli.config.grid import Measurement, Run, expand, measurements, setting
+from landscape_cli.config.identity import canonical, digest
 from landscape_cli.config.json_schema import json_schema
 from landscape_cli.config.reading import dump, find, origins, read, resolve, shipped, summary
 from landscape_cli.config.schema import Audit, Compare, Experiment, Stop, Surface, Training
@@ -13,6 +14,7 @@ __all__ = [
     "Audit",
     "Compare",
     "Experiment",
+    "Measurement",
     "Run",
     "Stop",
     "Surface",
@@ -28,6 +30,7 @@ __all__ = [
     "origins",
     "read",
     "resolve",
+    "setting",
     "shipped",
     "summary",
 ]

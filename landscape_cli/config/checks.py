@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from copy import deepcopy
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError, create_model
 
+from landscape_cli.config.identity import canonical
 from landscape_cli.config.problems import Known, Problem, did_you_mean, explain, unknown_key, unknown_name
 from landscape_cli.config.schema import NAMED, Experiment, Training, adapter, leaves, settings_of, takes_list
 from landscape_cli.config.yaml_tree import Where, flow, kind, printable, show
@@ -34,19 +34,6 @@ SNAPSHOTS = "add the epochs to keep, snapshots: [0, 1, 2, 5, 10]"
 YOUNG = ("rho", "adaptive")  # came after the first results were made: runs that do without keep their ids
 YOUNGER = ("ghost_batch", "flip", "crop")  # likewise, of any optimizer; training does without what is not there
 YOUNGEST = {"validation": 0, "patience": None, "score": "loss"}  # likewise, of other sections, with their defaults
-
-
-def canonical(obj: Any) -> str:
-    """Canonical JSON, equal for equal resolved values: sorted keys, no spaces, floats by repr."""
-    return json.dumps(_plain(obj), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _plain(obj: Any) -> Any:
-    if isinstance(obj, BaseModel):
-        return _plain(obj.model_dump())
-    if isinstance(obj, dict):
-        return {k if isinstance(k, str) else json.dumps(k): _plain(v) for k, v in obj.items()}
-    return [_plain(v) for v in obj] if isinstance(obj, list | tuple) else obj
 
 
 def top(data: dict[str, Any], known: Known) -> list[Problem]:

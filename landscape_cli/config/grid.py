@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from landscape_cli.config import checks
-from landscape_cli.config.checks import canonical
+from landscape_cli.config.identity import canonical, run_id_of
 from landscape_cli.config.problems import dotted, explain
 from landscape_cli.config.schema import (
     MEASURED,
@@ -23,7 +21,11 @@ from landscape_cli.config.yaml_tree import flow
 from landscape_cli.registry import REGISTRY, Entry
 from landscape_cli.registry.errors import Fault
 
-HASH, RUN_ID = 8, 60  # hex digits at the end of a run id; its characters in all
+if TYPE_CHECKING:
+    pass
+
+
+Measurement = tuple[str, dict[str, Any]]  # a metric with its complete settings
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def expand(experiment: Experiment) -> list[Run]:
     for swept, settings in checks.combinations(_base(experiment), experiment.grid):
         group = _group(experiment, swept)
         for seed in range(experiment.seeds):
-            runs.append(Run(_run_id(swept, settings, seed), group, seed, swept, settings))
+            runs.append(Run(run_id_of(swept, settings, seed), group, seed, swept, settings))
     return runs
 
 
@@ -61,31 +63,6 @@ def _group(experiment: Experiment, swept: dict[str, Any]) -> str:
     if experiment.compare:
         return checks.group_of(swept[experiment.compare.by], experiment.compare.labels)
     return checks.group_of(next(iter(swept.values())), {}) if swept else "all"
-
-
-def _run_id(swept: dict[str, Any], settings: dict[str, Any], seed: int) -> str:
-    parts = (f"{_short(key)}{_letters(value)}" for key, value in swept.items())
-    tail = f"s{seed}-{digest({'settings': settings, 'seed': seed}, HASH)}"
-    prefix = "-".join(parts)[: RUN_ID - len(tail) - 1].strip("-._")
-    return f"{prefix}-{tail}" if prefix else tail
-
-
-def _short(key: str) -> str:
-    if key == "model":  # its value begins with its name
-        return ""
-    return "b" if key == "training.batch_size" else key.split(".")[-1].replace("_", "")
-
-
-def _letters(value: Any) -> str:
-    text = (
-        "-".join(map(_letters, value)) if isinstance(value, list) else value if isinstance(value, str) else flow(value)
-    )
-    return re.sub(r"[^A-Za-z0-9._-]", "", text.replace(" ", "-"))
-
-
-def digest(obj: Any, length: int) -> str:
-    """The first `length` hex digits of the sha256 of the canonical JSON."""
-    return hashlib.sha256(canonical(obj).encode()).hexdigest()[:length]
 
 
 def measurements(experiment: Experiment) -> list[tuple[str, dict[str, Any]]]:
@@ -114,3 +91,13 @@ def _rows(entry: Entry, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
         except ValidationError as error:
             found = explain(error, settings, (entry.name,), {})
             raise Fault("\n".join(f"{dotted(p.where)}: {p.text}" for p in found)) from None
+
+
+def setting(name: str, own: dict[str, Any], extra: str = "") -> str:
+    """What tells the rows of a metric apart: the settings that it lists several values of, and those not at default."""
+    entry = REGISTRY["metric"][name]
+    grids, plain = entry.facts["grids"], entry.defaults
+    told = {k: f"{k}={flow(v)}" for k, v in own.items() if k in grids or v != plain.get(k)}
+    if extra:  # a row of several: it says which of a list, or how many there really were
+        told[extra.partition("=")[0]] = extra
+    return ";".join(sorted(told.values()))

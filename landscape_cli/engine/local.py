@@ -16,8 +16,11 @@ from landscape_cli.registry.errors import Fault
 _pending: list[int] = []
 
 
-class Interrupted(Exception):
-    """A signal asked to stop; what was finished is kept. `code` is the exit code, 128 + signal."""
+class Interrupted(BaseException):
+    """A signal asked to stop; what was finished is kept. `code` is the exit code, 128 + signal.
+
+    Like KeyboardInterrupt it is no Exception, so that nothing which contains the faults of others can swallow it.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape_cli import config, store
+import torch
+
+from landscape_cli import config, engine, store
 from landscape_cli.audit import table as audit
-from landscape_cli.audit.transforms import alpha_groups
+from landscape_cli.audit.transforms import Minima, alpha_groups
 from landscape_cli.config import Experiment
-from landscape_cli.experiment import measure, pipeline, train
-from landscape_cli.experiment.session import Record, Session
+from landscape_cli.experiment import adopted, cell_records, drawing, measure
+from landscape_cli.experiment.result_tables import runs_table
+from landscape_cli.experiment.session import Record, Session, writing
+from landscape_cli.experiment.train import train_missing
+from landscape_cli.metrics.point import Point
+from landscape_cli.network import build
 from landscape_cli.registry import REGISTRY
 from landscape_cli.registry.errors import Fault
 
@@ -18,7 +25,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 STIFF = "no channels of this network can be rescaled"
-Wanted = tuple[list[measure.Measurement], list[measure.Measurement]]
+Wanted = tuple[list[config.Measurement], list[config.Measurement]]
 
 
 def run(session: Session, run_ids: list[str], *, wait: bool = False) -> tuple[DataFrame, list[str]]:
@@ -33,9 +40,9 @@ def run(session: Session, run_ids: list[str], *, wait: bool = False) -> tuple[Da
     if unknown := [i for i in run_ids if i not in known]:
         raise Fault(f"--runs: {', '.join(unknown)}: no run of {session.experiment.name}; it has {', '.join(known[:4])}")
     settings_of, wanted = {run.run_id: run.settings for run in session.runs}, _audited(session.experiment)
-    with pipeline.writing(session, wait):
-        records = train.train(session, set(run_ids or known[:1]))
-        pipeline.runs_table(session)
+    with writing(session, wait):
+        records = train_missing(session, set(run_ids or known[:1]))
+        runs_table(session)
         return _audit(session, [records[i] for i in run_ids or known[:1]], records, settings_of, wanted)
 
 
@@ -44,11 +51,11 @@ def run_checkpoints(
 ) -> tuple[Session, DataFrame, list[str]]:
     """`landscape audit CHECKPOINT...`: the same of networks trained elsewhere, in `results/<name>-checkpoints`."""
     wanted = _audited(base)
-    session, loaded = pipeline.adopting(base, paths, results, device, watch)
-    with pipeline.writing(session):
-        records = pipeline.adopt(session, loaded)
+    session, loaded = adopted.adopting(base, paths, results, device, watch)
+    with writing(session):
+        records = adopted.adopt(session, loaded)
         settings_of = dict.fromkeys(records, session.runs[0].settings)
-        pipeline.write_adopted(session, records)
+        adopted.write_adopted(session, records)
         table, said = _audit(session, list(records.values()), records, settings_of, wanted)
     return session, table, said
 
@@ -73,6 +80,7 @@ def _audit(
     session.watch("measure", {"cells": sum(map(len, wanted)) * len(chosen)})
 
     def watch(name: str) -> None:
+        engine.check()
         session.watch("metric", {"metric": name})
         session.watch("cell", {"metric": name, "runs": 1})
 
@@ -80,12 +88,12 @@ def _audit(
         if record["status"] == "diverged":
             raise Fault(f"{record['run_id']}: diverged: there is no minimum to move")
         settings = settings_of[record["run_id"]]
-        alike = [r for r in measure.alike(records, settings_of, settings) if r["run_id"] != record["run_id"]]
-        point, at = audit.of_record(session, record, settings, alike)
+        alike = [r for r in cell_records.alike(records, settings_of, settings) if r["run_id"] != record["run_id"]]
+        point, at = of_record(session, record, settings, alike)
         found, cases = audit.audit(point, at, wanted[0], watch)
         for what in wanted[1]:
             watch(f"{what[0]}, sharpened")
-            driven = audit.sharpen(point, at, what, asked.bound)
+            driven = audit.sharpen(point, at, what, asked.bound, engine.check)
             found += driven
             said |= {} if driven else {f"sharpen: {what[0]}: {STIFF}": None}
         rows += [{"run_id": record["run_id"], **row} for row in found]
@@ -99,5 +107,17 @@ def _audit(
             store.write_curves(session.folder, {"lines": store.table_bytes(store.lines_table(curves))}, [])
     table = store.invariance_table(rows)
     store.write(session.folder / "invariance.csv", store.table_bytes(table))
-    pipeline.draw(session.folder, list(session.finished().values()) or chosen, session.groups, session)
+    drawing.draw(session.folder, list(session.finished().values()) or chosen, session.groups, session)
     return table, list(said)
+
+
+def of_record(session: Session, record: Record, settings: dict[str, Any], others: list[Record]) -> tuple[Point, Minima]:
+    """The minimum of a run in float64, with its data and one other minimum; and the same as the transforms take it."""
+    plain = measure.point(session, [record], settings)
+    module, shape = session.module(settings).double(), session.data(settings).input_shape
+    net = build(module, shape, torch.float64)
+    train, test = (replace(side.to(torch.float64), network=net) for side in (plain.train, plain.test))
+    peers = {o["run_id"]: measure.point(session, [o], settings).theta[0].double() for o in others[:1]}
+    initial = None if plain.initial is None else plain.initial.double()
+    at = Point(plain.theta.double(), train, test, initial, peers, plain.training)
+    return at, Minima(net, train.like, train.buffers, shape)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -121,3 +124,19 @@ def open_session(experiment: Experiment, results: Path, device: str = "auto", wa
             raise Fault(f"training.batch_size: {batch} is more than the {n} training samples; `full` takes them all")
         session.module(run.settings)
     return session
+
+
+@contextmanager
+def writing(session: Session, wait: bool = False) -> Iterator[None]:
+    """The experiment's folder, made, locked, and with a manifest at the end."""
+    started = datetime.now(UTC)
+    results, name = session.folder.parent, session.folder.name
+    store.open_folder(results, name)
+    with store.lock(session.folder, wait), engine.interruptible():
+        store.write(session.folder / "experiment.yaml", config.dump(session.experiment).encode())
+        try:
+            yield
+            engine.check()  # a signal that came with the last figures
+        finally:
+            if session.folder.is_dir():
+                store.write_manifest(session.folder, sys.argv, started, engine.facts(session.device))

@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from landscape_cli import store
-from landscape_cli.experiment import train
 from landscape_cli.experiment.session import Record, Session
 from landscape_cli.registry.errors import Fault
 from landscape_cli.store import checkpoints
+from landscape_cli.store.checkpoints import snapshot_file
 from landscape_cli.training import batch_of
 
 SCALED = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}  # lr goes with this power of the batch size
@@ -39,7 +39,7 @@ def at_epoch(session: Session, record: Record, epoch: int) -> Record | None:
     Returns: None if the file is missing.
     Raises: Fault if it is damaged.
     """
-    run_id, file = record["run_id"], train.snapshot_file(record["run_id"], epoch)
+    run_id, file = record["run_id"], snapshot_file(record["run_id"], epoch)
     path = session.folder / file
     if not path.is_file():
         session.warnings.append(f"{path}: missing, what it was is left out: {_remedy(session, run_id)}")
@@ -104,3 +104,9 @@ def training_facts(session: Session, record: Record, settings: dict[str, Any]) -
     passed = [i for i, epoch in enumerate(history["epoch"]) if epoch <= record["epochs"]]
     known = {name: [values[i] for i in passed] for name, values in history.items()}
     return {"steps": steps, "epochs": record["epochs"], "lr": lr, "batch_size": batch, "history": known}
+
+
+def before_the_end(session: Session, record: Record, settings: Any) -> list[Record]:
+    """Records of a run's snapshots, but for one that is the minimum itself."""
+    early = [e for e in epochs(settings, record) if e < record["epochs"]]
+    return [one for e in early if (one := at_epoch(session, record, e))]

@@ -9,19 +9,28 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from landscape_cli import config, store
 from landscape_cli.config import Surface
-from landscape_cli.experiment import measure, pipeline, surface_tables
-from landscape_cli.experiment import train as runs
-from landscape_cli.experiment.session import Record, Session
+from landscape_cli.experiment import adopted, drawing, measure, surface_tables
+from landscape_cli.experiment.result_tables import runs_table
+from landscape_cli.experiment.session import Record, Session, writing
+from landscape_cli.experiment.snapshots import before_the_end
+from landscape_cli.experiment.train import train_missing
 from landscape_cli.registry.errors import Fault
 from landscape_cli.store import directions as vectors
 from landscape_cli.store.files import no_link, sync_folder
-from landscape_cli.surface.kinds import OWN, SNAPSHOTS_DUE, span
+from landscape_cli.surface.kinds import OWN, span
 from landscape_cli.surface.values import BatchNorm, grid
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+
+pass
+
 
 VERSION = 1  # of the values
 
@@ -62,11 +71,11 @@ def run(session: Session, asked: Surface, *, wait: bool = False) -> dict[str, Da
     check(session, asked)
     chosen = _chosen(session, asked, session.runs)
     settings_of = {run.run_id: run.settings for run in session.runs}
-    with pipeline.writing(session, wait):
-        records = runs.train(session, set(chosen))
-        pipeline.runs_table(session)
+    with writing(session, wait):
+        records = train_missing(session, set(chosen))
+        runs_table(session)
         found = surfaces_of(session, [records[i] for i in chosen], settings_of, asked)
-        pipeline.draw(session.folder, list(session.finished().values()), session.groups, session)
+        drawing.draw(session.folder, list(session.finished().values()), session.groups, session)
         return found
 
 
@@ -81,13 +90,13 @@ def run_checkpoints(
     if asked.runs:
         raise Fault("--runs: a checkpoint has none")
     _check(asked)
-    session, loaded = pipeline.adopting(base, paths, results, device, watch)
-    with pipeline.writing(session):
-        records = pipeline.adopt(session, loaded)
-        pipeline.write_adopted(session, records)
+    session, loaded = adopted.adopting(base, paths, results, device, watch)
+    with writing(session):
+        records = adopted.adopt(session, loaded)
+        adopted.write_adopted(session, records)
         settings_of = dict.fromkeys(records, session.runs[0].settings)
         found = surfaces_of(session, list(records.values()), settings_of, asked)
-        pipeline.draw(session.folder, list(records.values()), session.groups, session)
+        drawing.draw(session.folder, list(records.values()), session.groups, session)
         return session, found
 
 
@@ -187,7 +196,8 @@ def _surface(
     folder = _made(session.folder / "surfaces")
     at = measure.point(session, [record], settings)
     end = None if other is None else measure.point(session, [other], settings_of[other["run_id"]])
-    lies = span(session, record, at, end, settings, asked)
+    way = trajectory(session, record, settings) if asked.kind == "trajectory" else None
+    lies = span(at, end, way, asked)
     tensors = vectors.names(lies.draws)
     facts = asked.model_dump(exclude={"runs", "directions", "curvature"}) | {"version": VERSION, "ends": lies.ends}
     if asked.directions or asked.kind in OWN:  # nothing was drawn
@@ -262,3 +272,17 @@ def summary(table: DataFrame, facts: dict[str, Any]) -> str:
     if values := facts.get("eigenvalues"):
         text += f"; along x and y the Hessian's eigenvalues {values[0]:.4g} and {values[1]:.4g}"
     return text
+
+
+SNAPSHOTS_DUE = "--kind trajectory: needs training.snapshots at three or more epochs before the end, as [0, 1, 2, 5]"
+
+
+def trajectory(session: Session, record: Record, settings: Any) -> Tensor:
+    """The snapshots of a run before its end (n, p), in float64.
+
+    Raises: Fault if there are fewer than three.
+    """
+    kept = before_the_end(session, record, settings)
+    if len(kept) < 3:
+        raise Fault(f"{record['run_id']}: {SNAPSHOTS_DUE}")
+    return torch.cat([measure.point(session, [one], settings).theta.double() for one in kept])

@@ -17,9 +17,10 @@ from landscape_cli import engine, store
 from landscape_cli.curvature.objective import flatten
 from landscape_cli.experiment import measure
 from landscape_cli.experiment.session import Record, Session
+from landscape_cli.experiment.snapshots import before_the_end
 from landscape_cli.metrics.hessian import hessian_bottom
 from landscape_cli.metrics.point import Point
-from landscape_cli.surface.kinds import Span, before_the_end
+from landscape_cli.surface.kinds import Span
 from landscape_cli.surface.values import BatchNorm, Place
 
 if TYPE_CHECKING:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from landscape_cli import config, engine, network, store, training
 from landscape_cli.config import Run
 from landscape_cli.curvature.objective import Objective, flatten
 from landscape_cli.experiment import stacks
-from landscape_cli.experiment.session import Record, Session
+from landscape_cli.experiment.result_tables import runs_table
+from landscape_cli.experiment.session import Record, Session, writing
 from landscape_cli.network import Network, Params
 from landscape_cli.store import checkpoints
+from landscape_cli.store.checkpoints import snapshot_file
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 SAVE_EVERY = 10.0  # seconds between two saved states of a stack in training
 
 
-def train(session: Session, only: set[str] | None = None) -> dict[str, Record]:
+def train_missing(session: Session, only: set[str] | None = None) -> dict[str, Record]:
     """Train every run that has no record, or what `only` names; returns all records of the experiment, in order.
 
     Each finished run is written at once: its minimum, then its record. Interrupted stacks go on from their last state.
@@ -84,11 +90,6 @@ def _train_stack(session: Session, stack: list[Run]) -> None:
     stacks.finish(session.folder, stack)
 
 
-def snapshot_file(run_id: str, epoch: int) -> str:
-    """Where the parameters on the way, after some epochs, are kept."""
-    return f"minima/{run_id}-epoch{epoch}.safetensors"
-
-
 def _minimum_bytes(session: Session, run: Run, outcome: training.Outcome, first: Params) -> bytes:
     about = {"run_id": run.run_id, "seed": run.seed, "epoch": outcome.epochs, "settings": run.settings}
     about |= {"config_hash": config.digest(run.settings, 64), "data": session.data_hash(run.settings)}
@@ -141,3 +142,15 @@ def forget(session: Session) -> None:
             *(session.folder / "cells" / run_id).glob("*.safetensors"),
         ]:
             path.unlink(missing_ok=True)
+
+
+def train(session: Session, *, fresh: bool = False, wait: bool = False) -> DataFrame:
+    """`landscape train`: every missing run, then runs.csv, which is returned."""
+    with writing(session, wait):
+        if fresh:
+            forget(session)
+        try:
+            train_missing(session)
+        finally:
+            table = runs_table(session)
+    return table

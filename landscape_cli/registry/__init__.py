@@ -4,7 +4,7 @@ The ground floor: imports no other package of ours, neither torch nor pydantic, 
 Begin with entries.py.
 """
 
-from landscape_cli.registry.descriptions import describe, parts_of, type_of
+from landscape_cli.registry.descriptions import SHELVES, describe, parts_of, type_of
 from landscape_cli.registry.entries import (
     DIRECTIONS,
     REGISTRY,
@@ -29,6 +29,7 @@ from landscape_cli.registry.plugins import load_plugins
 __all__ = [
     "DIRECTIONS",
     "REGISTRY",
+    "SHELVES",
     "Count",
     "Direction",
     "Entry",

@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from landscape_cli.registry.entries import Entry, Kind, claims
 
-KINDS: dict[str, Kind] = {"models": "model", "datasets": "dataset", "metrics": "metric"}
+SHELVES: dict[str, Kind] = {"models": "model", "datasets": "dataset", "metrics": "metric"}
 
 
 def describe(entry: Entry) -> dict[str, Any]:

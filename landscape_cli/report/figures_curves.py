@@ -214,8 +214,7 @@ def invariance(table: DataFrame, stem: Path) -> list[Path]:
         stem: path without suffix.
     Returns: the files written.
     """
-    from landscape_cli.audit.table import TRANSFORMS
-    from landscape_cli.cli import audit_table
+    from landscape_cli.audit.table import TRANSFORMS, heading, worst_first
 
     table = table[table["transform"].isin(TRANSFORMS)] if len(table) else table
     if not len(table):
@@ -225,7 +224,7 @@ def invariance(table: DataFrame, stem: Path) -> list[Path]:
     if not len(table):
         return []
     columns = list(dict.fromkeys(zip(table["transform"], table["strength"], strict=True)))
-    names = audit_table.worst_first(table)
+    names = worst_first(table)
     cells = {(r["metric"], r["setting"], r["transform"], r["strength"]): r for r in table.to_dict("records")}
     sizes = np.full((len(names), len(columns)), np.nan)
     with figures_runs.styled():
@@ -243,7 +242,7 @@ def invariance(table: DataFrame, stem: Path) -> list[Path]:
                 ax.text(j, i, word, ha="center", va="center", fontsize=6.5, color=color)
         ax.grid(False)
         image = ax.imshow(sizes, cmap="Oranges", vmin=0, vmax=4, aspect="auto")
-        ax.set_xticks(range(len(columns)), [audit_table.heading(*c) for c in columns])
+        ax.set_xticks(range(len(columns)), [heading(*c) for c in columns])
         ax.set_yticks(range(len(names)), [f"{m} ({s})" if s else m for m, s in names], fontsize=6.5)
         ax.xaxis.tick_top()
         bar = figure.colorbar(image, ax=ax, shrink=0.5, aspect=40, pad=0.01)

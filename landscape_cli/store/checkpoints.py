@@ -7,12 +7,15 @@ import pickle
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from landscape_cli.registry.errors import Fault
+
+if TYPE_CHECKING:
+    pass
 
 Params = dict[str, Tensor]  # name as in state_dict -> (K, *shape)
 FORMAT = 1
@@ -136,3 +139,8 @@ def _check(path: Path, state: dict[str, Tensor], due: dict[str, Tensor]) -> None
             raise Fault(f"{path}: {name} has shape {have}, the config's model has {want}")
         if state[name].is_floating_point() and not torch.isfinite(state[name]).all():
             raise Fault(f"{path}: {name} holds NaN or Inf")
+
+
+def snapshot_file(run_id: str, epoch: int) -> str:
+    """Where the parameters on the way, after some epochs, are kept."""
+    return f"minima/{run_id}-epoch{epoch}.safetensors"

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from landscape_cli.config import Surface
-from landscape_cli.experiment import measure, snapshots
-from landscape_cli.experiment.session import Record, Session
 from landscape_cli.metrics.point import Point
 from landscape_cli.network import Params
 from landscape_cli.registry.errors import Fault
@@ -22,7 +20,6 @@ Ends = list[tuple[float, float]]
 PLANES = ("plane", "trajectory", "eigen")
 OWN = ("path", "trajectory", "eigen")  # kinds whose directions follow from the minima
 MARGIN = 0.15  # of a trajectory's extent, on each side
-SNAPSHOTS_DUE = "--kind trajectory: needs training.snapshots at three or more epochs before the end, as [0, 1, 2, 5]"
 
 
 @dataclass(frozen=True)
@@ -44,15 +41,13 @@ class Span:
     way: Tensor | None = None
 
 
-def span(session: Session, record: Record, at: Point, end: Point | None, settings: Any, asked: Surface) -> Span:
+def span(at: Point, end: Point | None, way: Tensor | None, asked: Surface) -> Span:
     """The directions of one surface.
 
     Args:
-        session: its folder holds the snapshots.
-        record: of the run.
-        at: its minimum.
+        at: the minimum.
         end: the other minimum, of a path.
-        settings: of the run.
+        way: of a trajectory its snapshots (n, p) in float64.
         asked: what to draw.
     Raises: Fault, if there are none, or a file is not readable.
     """
@@ -68,7 +63,7 @@ def span(session: Session, record: Record, at: Point, end: Point | None, setting
         axes, facts = eigenvectors(at)
         return Span([_pair(at, axes)], ends, facts)
     if asked.kind == "trajectory":
-        way = trajectory(session, record, settings)
+        assert way is not None
         axes, shares = principal(way - at.theta.double())
         if not asked.range:
             ends = _around((way - at.theta.double()) @ axes.T)
@@ -117,23 +112,6 @@ def principal(moves: Tensor) -> tuple[Tensor, Tensor]:
         raise Fault("--kind trajectory: the snapshots lie on one line: there is no plane to draw")
     signs = (axes[:2] @ moves[0]).sign()
     return axes[:2] * signs.where(signs != 0, 1.0)[:, None], (lengths**2 / (lengths**2).sum())[:2]
-
-
-def trajectory(session: Session, record: Record, settings: Any) -> Tensor:
-    """The snapshots of a run before its end (n, p), in float64.
-
-    Raises: Fault if there are fewer than three.
-    """
-    kept = before_the_end(session, record, settings)
-    if len(kept) < 3:
-        raise Fault(f"{record['run_id']}: {SNAPSHOTS_DUE}")
-    return torch.cat([measure.point(session, [one], settings).theta.double() for one in kept])
-
-
-def before_the_end(session: Session, record: Record, settings: Any) -> list[Record]:
-    """Records of a run's snapshots, but for one that is the minimum itself."""
-    early = [e for e in snapshots.epochs(settings, record) if e < record["epochs"]]
-    return [one for e in early if (one := snapshots.at_epoch(session, record, e))]
 
 
 def _around(xy: Tensor) -> Ends:

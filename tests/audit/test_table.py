@@ -26,8 +26,8 @@ from landscape_cli.audit import claims as verdicts
 from landscape_cli.audit import curves, table
 from landscape_cli.audit import transforms as rp
 from landscape_cli.cli import audit_table
+from landscape_cli.config import Measurement
 from landscape_cli.curvature import sample_gradients
-from landscape_cli.experiment.measure import Measurement
 from landscape_cli.metrics.point import Estimate, Point, exact
 from landscape_cli.network.channels import channel_groups
 from landscape_cli.network.layers import Pass

@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from landscape_cli import config, engine, store
+from landscape_cli.config import grid
+from landscape_cli.experiment import cell_records, result_tables, train
 from landscape_cli.experiment import measure as measurement
-from landscape_cli.experiment import pipeline, train
-from landscape_cli.experiment.measure import key_of
+from landscape_cli.experiment.cell_records import key_of
 from landscape_cli.experiment.session import Record, Session
 from landscape_cli.metrics.point import Estimate, Point, exact
 from landscape_cli.registry import REGISTRY, Entry
@@ -39,7 +40,7 @@ def trained(session: Session) -> dict[str, Record]:
 def measure(session: Session, records: dict[str, Record], wanted: list[Any]) -> dict[str, list[dict[str, Any]]]:
     settings_of = {run.run_id: run.settings for run in session.runs}
     measurement.measure(session, records, wanted, settings_of)
-    cells = measurement.current(session, records, settings_of)
+    cells = cell_records.current(session, records, settings_of)
     return {c["run_id"]: c["rows"] for c in cells if c["metric"] == wanted[0][0]}
 
 
@@ -178,7 +179,7 @@ def test_every_metric_of_all_gives_rows(tiny: Open, tmp_path: Path) -> None:
     settings_of = {run.run_id: run.settings for run in session.runs}
     wanted = config.measurements(session.experiment)
     measurement.measure(session, records, wanted, settings_of)
-    cells = measurement.current(session, records, settings_of)
+    cells = cell_records.current(session, records, settings_of)
     assert {c["metric"] for c in cells if not c["metric"].startswith("_")} == {name for name, _ in wanted}
     for cell in cells:
         for row in cell["rows"]:
@@ -196,7 +197,7 @@ def test_distances_to_the_other_minima_are_rows_and_follow_the_set_of_minima(tin
         assert all(row["value"] > 0 for row in rows)
     fewer = dict(list(records.items())[:2])
     settings_of = {run.run_id: run.settings for run in session.runs}
-    left = [c for c in measurement.current(session, fewer, settings_of) if c["metric"] == "ewc_distance"]
+    left = [c for c in cell_records.current(session, fewer, settings_of) if c["metric"] == "ewc_distance"]
     assert left == []  # one minimum less: other rows are due
     assert {r: len(rows) for r, rows in measure(session, fewer, wanted).items()} == dict.fromkeys(fewer, 1)
 
@@ -207,9 +208,9 @@ def test_a_row_of_several_says_which_and_replaces_the_list_in_its_setting(monkey
         return {}
 
     register(monkeypatch, toy)
-    told = measurement.setting("toy", {"radius": [0.5, 0.25], "seed": 3}, "radius=0.5")
+    told = grid.setting("toy", {"radius": [0.5, 0.25], "seed": 3}, "radius=0.5")
     assert told == "radius=0.5;seed=3"
-    assert measurement.setting("toy", {"radius": [0.1], "seed": 0}, "radius=0.1") == "radius=0.1"
+    assert grid.setting("toy", {"radius": [0.1], "seed": 0}, "radius=0.1") == "radius=0.1"
 
 
 def curve(at: Point, *, rows: int = 1, lost: int = -1) -> dict[str, Estimate]:
@@ -226,9 +227,9 @@ def curve(at: Point, *, rows: int = 1, lost: int = -1) -> dict[str, Estimate]:
 
 
 def curves(session: Session, metric: str = "toy") -> list[dict[str, Any]]:
-    pipeline._metrics_table(session, session.finished(), {run.run_id: run.settings for run in session.runs})
+    result_tables.metrics_table(session, session.finished(), {run.run_id: run.settings for run in session.runs})
     table = store.read_table(session.folder / "tables" / f"{metric}.csv")
-    return pipeline.as_json(table)
+    return result_tables.as_json(table)
 
 
 def test_a_curve_goes_into_its_cell_and_out_to_a_tidy_table(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:

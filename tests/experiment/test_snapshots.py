@@ -11,8 +11,18 @@ from typing import Any
 import pytest
 from conftest import TINY
 
-from landscape_cli import cli, store
-from landscape_cli.experiment import measure, pipeline, session, snapshots, train
+from landscape_cli import cli, config, store
+from landscape_cli.experiment import (
+    adopted,
+    cell_records,
+    compare,
+    drawing,
+    measure,
+    planning,
+    result_tables,
+    session,
+    snapshots,
+)
 from landscape_cli.experiment.session import Session
 from landscape_cli.metrics.point import Estimate, Point, exact
 from landscape_cli.registry import REGISTRY, Entry
@@ -32,7 +42,7 @@ def small(end: int = 4, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "draw", lambda *args: None)
+    monkeypatch.setattr(drawing, "draw", lambda *args: None)
 
 
 def rows(session: Session) -> list[dict[str, Any]]:
@@ -42,7 +52,7 @@ def rows(session: Session) -> list[dict[str, Any]]:
 
 def along(session: Session) -> dict[tuple[str, Any], float]:
     """(run, epoch; None at the minimum) -> value of the one metric."""
-    return {(r["run_id"], None if r["epoch"] != r["epoch"] else r["epoch"]): r["value"] for r in pipeline.as_json(
+    return {(r["run_id"], None if r["epoch"] != r["epoch"] else r["epoch"]): r["value"] for r in result_tables.as_json(
         store.read_table(session.folder / "metrics.csv")) if not r["metric"].startswith("_")}  # fmt: skip
 
 
@@ -54,7 +64,7 @@ def cells(session: Session) -> dict[str, tuple[bytes, int]]:
 def test_a_snapshot_has_the_value_of_a_run_that_ended_there(tiny: Open) -> None:
     whole, short = tiny(small()), tiny(small(end=3) | {"name": "short"})
     for one in (whole, short):
-        pipeline.compare(one)
+        compare.compare(one)
     found, due = along(whole), along(short)
     ids = [run.run_id for run in whole.runs]
     assert set(found) == {(i, epoch) for i in ids for epoch in (None, 0, 2, 3)}
@@ -77,27 +87,27 @@ def test_each_is_a_cell_of_its_own_and_only_what_is_missing_is_made(
 
     monkeypatch.setitem(REGISTRY["metric"], "weight_norm", Entry("weight_norm", "metric", toy, FACTS))
     one = tiny(small() | {"along": False})
-    pipeline.compare(one)
+    compare.compare(one)
     assert sizes == [2] and len(cells(one)) == 2
-    pipeline.compare(tiny(small()))
+    compare.compare(tiny(small()))
     before = cells(one)
     assert sizes == [2] * 4 and len(before) == 8  # the minima were there; two runs together at each of three epochs
     run_id = one.runs[0].run_id
-    for epoch, sha in ((e, store.file_hash(one.folder / train.snapshot_file(run_id, e))) for e in (0, 2, 3)):
+    for epoch, sha in ((e, store.file_hash(one.folder / checkpoints.snapshot_file(run_id, e))) for e in (0, 2, 3)):
         (cell,) = [c for c in map(json.loads, (data for data, _ in before.values())) if c["inputs"] == sha]
         assert (cell["run_id"], cell["epoch"], [r["epoch"] for r in cell["rows"]]) == (run_id, epoch, [epoch])
-        assert cell["key"] == measure.key_of(one.runs[0].settings, ("weight_norm", {}), epoch)
+        assert cell["key"] == cell_records.key_of(one.runs[0].settings, ("weight_norm", {}), epoch)
     assert len({Path(p).name for p in before}) == 4  # keys differ by epoch
     table = (one.folder / "metrics.csv").read_bytes()
     lost = next(p for p, (data, _) in before.items() if json.loads(data).get("epoch") == 2)
     Path(lost).unlink()
-    pipeline.compare(tiny(small()))
+    compare.compare(tiny(small()))
     after = cells(one)
     assert sizes == [2] * 5 and [p for p in before if after[p] != before[p]] == [lost]  # in its old company
     assert [line.split(",")[:-4] for line in (one.folder / "metrics.csv").read_text().splitlines()] == [
         line.split(",")[:-4] for line in table.decode().splitlines()
     ]
-    pipeline.compare(tiny(small() | {"along": False}))
+    compare.compare(tiny(small() | {"along": False}))
     assert len(sizes) == 5 and len(rows(one)) == 8  # what was measured stays in the table
 
 
@@ -107,7 +117,7 @@ def test_comparison_and_printed_table_look_at_the_minimum_only(
     whole = {k: TINY[k] for k in ("grid", "compare")}
     plain, with_them = tiny(small(along=False, **whole)), tiny(small(**whole) | {"name": "along"})
     for one in (plain, with_them):
-        pipeline.compare(one)
+        compare.compare(one)
     first, second = (one.folder / "comparison.csv" for one in (plain, with_them))
     assert first.read_bytes() == second.read_bytes()
     metrics, table = (store.read_table(with_them.folder / f"{name}.csv") for name in ("metrics", "runs"))
@@ -125,8 +135,8 @@ def test_trouble_at_snapshots_is_one_line_a_metric(tiny: Open, monkeypatch: pyte
 
     monkeypatch.setitem(REGISTRY["metric"], "toy", Entry("toy", "metric", toy, FACTS))
     one = tiny(small() | {"metrics": ["toy"]})
-    pipeline.compare(one)
-    _, lines = pipeline.outcome(one)
+    compare.compare(one)
+    _, lines = result_tables.outcome(one)
     first, tables = one.runs[0].run_id, (store.read_table(one.folder / f"{name}.csv") for name in ("runs", "metrics"))
     assert page.failures(*tables) == [("toy at snapshots", "not_converged", "raise steps", 2)]
     assert lines == [f"toy(): not_converged at 2 snapshots of 2 runs: {first} epoch 0: raise steps"]
@@ -134,15 +144,15 @@ def test_trouble_at_snapshots_is_one_line_a_metric(tiny: Open, monkeypatch: pyte
 
 def test_the_plan_counts_them(tiny: Open) -> None:
     def counted(changes: dict[str, Any]) -> tuple[int, int]:
-        plan = pipeline.plan(tiny(changes))
+        plan = planning.plan(tiny(changes))
         return plan["cells"], plan["measured"]
 
     assert counted(small()) == (8, 0) and counted(small() | {"along": False}) == (2, 0)
     assert counted(small(end=2)) == (6, 0)  # epoch 3 will not come
-    pipeline.compare(tiny(small() | {"along": False}))
+    compare.compare(tiny(small() | {"along": False}))
     assert counted(small()) == (8, 2)
     one = tiny(small())
-    pipeline.measure(one, [("weight_norm", {})])
+    measure.measure(one, [("weight_norm", {})])
     assert counted(small()) == (8, 8)
     record = one.folder / "runs" / f"{one.runs[0].run_id}.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"epochs": 2}))  # it reached its goal there
@@ -152,29 +162,29 @@ def test_the_plan_counts_them(tiny: Open) -> None:
 @pytest.mark.parametrize("how", ["missing", "garbled", "of another", "bit"])
 def test_a_snapshot_that_is_not_what_it_was(tiny: Open, how: str) -> None:
     one = tiny(small() | {"along": False})
-    pipeline.compare(one)
+    compare.compare(one)
     run_id, other = (run.run_id for run in one.runs)
-    path = one.folder / train.snapshot_file(run_id, 2)
+    path = one.folder / checkpoints.snapshot_file(run_id, 2)
     remedy = f"delete {one.folder}/runs/{run_id}.json and train again"
     before = path.read_bytes()
     if how == "missing":
         path.unlink()
         again = tiny(small())
-        pipeline.compare(again)
+        compare.compare(again)
         assert set(again.warnings) == {f"{path}: missing, what it was is left out: {remedy}"}
         assert (run_id, 2) not in along(again) and len(along(again)) == 7
     else:
         data = bytearray(before)
         data[-5] ^= 4
         path.write_bytes(
-            {"garbled": b"{", "bit": data}.get(how) or (one.folder / train.snapshot_file(other, 3)).read_bytes()
+            {"garbled": b"{", "bit": data}.get(how) or (one.folder / checkpoints.snapshot_file(other, 3)).read_bytes()
         )
         if how != "bit":  # a record of before hashes were kept: the file has to speak for itself
             record = one.folder / "runs" / f"{run_id}.json"
             kept = {k: v for k, v in json.loads(record.read_text()).items() if k != "snapshots"}
             record.write_text(json.dumps(kept))
         with pytest.raises(Fault) as caught:
-            pipeline.compare(tiny(small()))
+            compare.compare(tiny(small()))
         said = {
             "garbled": f"{path}: not a readable safetensors file (",
             "of another": f"{path}: holds {other} at epoch 3: {remedy}",
@@ -183,23 +193,23 @@ def test_a_snapshot_that_is_not_what_it_was(tiny: Open, how: str) -> None:
         assert str(caught.value).startswith(said) and str(caught.value).endswith(remedy)
     (one.folder / "runs" / f"{run_id}.json").unlink()
     last = tiny(small())
-    pipeline.compare(last)
+    compare.compare(last)
     assert len(along(last)) == 8 and path.read_bytes() == before and last.warnings == []
 
 
 def test_a_snapshot_that_was_made_anew_is_measured_anew(tiny: Open) -> None:
     """A changed file makes its cells stale, and those of no other."""
     one = tiny(small())
-    pipeline.compare(one)
+    compare.compare(one)
     before, run = along(one), one.runs[1]
-    path = one.folder / train.snapshot_file(run.run_id, 2)
+    path = one.folder / checkpoints.snapshot_file(run.run_id, 2)
     found = checkpoints.read(path, one.module(run.settings))
     twice = {n: 2 * t for n, t in found.params.items()}
     path.write_bytes(checkpoints.to_bytes(checkpoints.Minimum(twice, found.buffers, found.initial, found.metadata)))
     record = one.folder / "runs" / f"{run.run_id}.json"  # as if it were trained anew
     record.write_text(json.dumps({k: v for k, v in json.loads(record.read_text()).items() if k != "snapshots"}))
-    assert pipeline.plan(tiny(small()))["measured"] == 7
-    pipeline.compare(tiny(small()))
+    assert planning.plan(tiny(small()))["measured"] == 7
+    compare.compare(tiny(small()))
     after = along(one)
     assert {k for k in before if after[k] != before[k]} == {(run.run_id, 2)}
     assert after[run.run_id, 2] == pytest.approx(2 * before[run.run_id, 2])
@@ -207,7 +217,7 @@ def test_a_snapshot_that_was_made_anew_is_measured_anew(tiny: Open) -> None:
 
 def test_pairs_take_the_minima_for_peers_that_of_the_same_run_too(tiny: Open) -> None:
     one = tiny(small() | {"metrics": ["ewc_distance"]})
-    pipeline.compare(one)
+    compare.compare(one)
     ids = [run.run_id for run in one.runs]
     said = {(r["run_id"], r["epoch"] if r["epoch"] == r["epoch"] else None, r["setting"]) for r in rows(one)}
     assert said == {
@@ -227,7 +237,7 @@ def test_training_facts_are_those_of_each_run_up_to_there(tiny: Open, monkeypatc
     monkeypatch.setitem(REGISTRY["metric"], "toy", Entry("toy", "metric", toy, FACTS))
     own = {"grid": {"training.lr": [0.1, 0.2]}, "seeds": 1, "metrics": ["toy"]}
     training = small()["training"] | {"batch_size": 16, "lr_scaling": "sqrt", "lr_base_batch": 4}
-    pipeline.compare(tiny(small() | own | {"training": training}))
+    compare.compare(tiny(small() | own | {"training": training}))
     assert [[f["lr"] for f in stack] for stack in seen] == [[0.2, 0.4]] * 4  # sqrt(16 / 4) of the config's
     assert [(f["steps"], f["epochs"], f["batch_size"]) for f, _ in seen] == [
         (16, 4, 16),
@@ -240,12 +250,12 @@ def test_training_facts_are_those_of_each_run_up_to_there(tiny: Open, monkeypatc
     seen.clear()
     full = small()["training"] | {"batch_size": "full"}
     one = tiny(small() | own | {"training": full})
-    pipeline.compare(one)
+    compare.compare(one)
     assert [(f["steps"], f["batch_size"], f["lr"]) for f, _ in seen[:3]] == [(4, 60, 0.1), (0, 60, 0.1), (2, 60, 0.1)]
     seen.clear()
-    path = one.folder / train.snapshot_file(one.runs[0].run_id, 2)
-    wanted: list[measure.Measurement] = [("toy", {})]
-    pipeline.measure_checkpoints(one.experiment, [path], one.folder.parent, wanted, "cpu", one.watch)
+    path = one.folder / checkpoints.snapshot_file(one.runs[0].run_id, 2)
+    wanted: list[config.Measurement] = [("toy", {})]
+    adopted.measure_checkpoints(one.experiment, [path], one.folder.parent, wanted, "cpu", one.watch)
     assert seen == [None]
 
 
@@ -288,5 +298,5 @@ def test_the_option_is_the_key(tiny: Open, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     cli.app(["measure", "tiny.yaml", "--along", "--quiet"], standalone_mode=False)
     assert len(along(one)) == 8
-    kept = session.resolve(pipeline.config.read(str(one.folder / "experiment.yaml")))
+    kept = session.resolve(config.read(str(one.folder / "experiment.yaml")))
     assert kept == one.experiment.model_copy(update={"along": True})

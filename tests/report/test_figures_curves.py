@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from table_examples import drawn, figures, texts  # noqa: F401  # a fixture
 
 from landscape_cli import config
-from landscape_cli.experiment import pipeline
+from landscape_cli.experiment import drawing
 from landscape_cli.report import figures_curves, figures_runs, statistics
 
 GROUPS = ["0.2", "0.4"]
@@ -209,7 +209,7 @@ def test_edges_are_those_of_each_groups_optimizer(tmp_path: Path) -> None:
         own = {"lr": 0.1, "batch_size": "full"} | training
         tree = {"name": "x", "dataset": {"name": "digits"}, "model": {"name": "linear"}, "training": own}
         (tmp_path / "experiment.yaml").write_text(config.canonical(tree))
-        return pipeline.edges(tmp_path, [{"group": f"g{i}", "swept": s} for i, s in enumerate(swept)])
+        return drawing.edges(tmp_path, [{"group": f"g{i}", "swept": s} for i, s in enumerate(swept)])
 
     def grows(curvature: float, lr: float, mu: float, nesterov: bool) -> bool:
         x, v = 1.0, 0.0
@@ -228,10 +228,10 @@ def test_edges_are_those_of_each_groups_optimizer(tmp_path: Path) -> None:
     assert edges([{"training.optimizer": "adam"}, {}, {"training.schedule": "cosine"}]).keys() == {"g1"}
     assert edges([{}], optimizer="sam") == edges([{}], warmup_epochs=2) == edges([{}], lr_scaling="linear") == {}
     two = [{"group": "same", "swept": {"training.lr": lr}} for lr in (0.1, 0.2, 0.1)]
-    assert pipeline.edges(tmp_path, two) == {}
+    assert drawing.edges(tmp_path, two) == {}
     edges([])
-    assert list(pipeline.edges(tmp_path, two)["same"]) == [20, 10]
+    assert list(drawing.edges(tmp_path, two)["same"]) == [20, 10]
     (tmp_path / "experiment.yaml").write_text("{")
-    assert pipeline.edges(tmp_path, two) == {"same": {20.0: "2/lr", 10.0: "2/lr"}}  # what is swept is known
+    assert drawing.edges(tmp_path, two) == {"same": {20.0: "2/lr", 10.0: "2/lr"}}  # what is swept is known
     (tmp_path / "experiment.yaml").unlink()
-    assert pipeline.edges(tmp_path, [{"group": "g", "swept": {}}]) == {}
+    assert drawing.edges(tmp_path, [{"group": "g", "swept": {}}]) == {}

@@ -19,7 +19,7 @@ from torch import nn
 from landscape_cli import store
 from landscape_cli.config import Surface
 from landscape_cli.curvature.objective import Objective
-from landscape_cli.experiment import measure, pipeline, surface, surface_tables
+from landscape_cli.experiment import drawing, measure, surface, surface_tables
 from landscape_cli.metrics import point
 from landscape_cli.metrics.point import Point
 from landscape_cli.network.batchnorm_statistics import collect_statistics
@@ -116,7 +116,7 @@ def test_curvature_where_the_loss_is_not_finite() -> None:
 
 @pytest.mark.parametrize("model", [{"name": "mlp", "hidden": [8]}, {"name": "mlp", "hidden": [8], "batchnorm": True}])
 def test_a_trajectory_beside_its_shadow(tiny: Any, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any]) -> None:
-    monkeypatch.setattr(pipeline, "draw", lambda *a: None)
+    monkeypatch.setattr(drawing, "draw", lambda *a: None)
     session = tiny(SNAPSHOTS | {"precision": "float64", "model": model})
     tables = surface.run(session, Surface(kind="trajectory", points=4))
     assert len(tables) == 2
@@ -156,13 +156,13 @@ def test_a_trajectory_beside_its_shadow(tiny: Any, monkeypatch: pytest.MonkeyPat
 
 
 def _snapshot(session: Any, run_id: str, epoch: int) -> str:
-    from landscape_cli.experiment.train import snapshot_file
+    from landscape_cli.store.checkpoints import snapshot_file
 
     return snapshot_file(run_id, epoch)
 
 
 def test_curvature_beside_a_surface_that_is_there(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "draw", lambda *a: None)
+    monkeypatch.setattr(drawing, "draw", lambda *a: None)
     session, asked = tiny({"seeds": 1}), Surface(points=3, draws=2)
     (run_id, first), *_ = surface.run(session, asked).items()
     made: list[int] = []
@@ -185,7 +185,7 @@ def test_curvature_beside_a_surface_that_is_there(tiny: Any, monkeypatch: pytest
 
 
 def test_compare_draws_the_surface_of_its_config(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "draw", lambda *a: None)
+    monkeypatch.setattr(drawing, "draw", lambda *a: None)
     session = tiny({"seeds": 1, "surface": {"points": 3, "draws": 1}})
     surface.experiment.compare(session, around=surface.around)
     assert len(list((session.folder / "surfaces").glob("*-line.csv"))) == 2

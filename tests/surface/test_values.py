@@ -20,7 +20,7 @@ from torch import nn
 from landscape_cli import network, store
 from landscape_cli.config import Surface
 from landscape_cli.curvature.objective import flatten
-from landscape_cli.experiment import pipeline, surface, surface_tables
+from landscape_cli.experiment import drawing, surface, surface_tables, train
 from landscape_cli.network.batchnorm_statistics import collect_statistics
 from landscape_cli.network.models import build_module
 from landscape_cli.registry.errors import Fault
@@ -130,7 +130,7 @@ def test_an_interrupted_surface_goes_on_to_the_same_bits(tiny: Any, monkeypatch:
         made.append((float(self.theta.sum()), *map(tuple, xy.tolist())))
         return keep(self, xy)
 
-    monkeypatch.setattr(pipeline, "draw", lambda *a: None)
+    monkeypatch.setattr(drawing, "draw", lambda *a: None)
     surface.run(tiny({"name": "whole"}), asked)
     monkeypatch.setattr(Place, "scores", counted)
     for _ in range(2):
@@ -172,7 +172,7 @@ def test_a_damaged_part_is_made_again(tiny: Any, monkeypatch: pytest.MonkeyPatch
             raise KeyboardInterrupt
         return scores(self, xy)
 
-    monkeypatch.setattr(pipeline, "draw", lambda *a: None)
+    monkeypatch.setattr(drawing, "draw", lambda *a: None)
     due = {run_id: table.to_dict("list") for run_id, table in surface.run(tiny({"name": "whole"}), asked).items()}
     monkeypatch.setattr(Place, "scores", once)
     with pytest.raises(KeyboardInterrupt):
@@ -187,7 +187,7 @@ def test_a_damaged_part_is_made_again(tiny: Any, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_point_without_a_value_is_empty_with_its_status(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "draw", lambda *a: None)
+    monkeypatch.setattr(drawing, "draw", lambda *a: None)
     session = tiny()
     tables = surface.run(session, Surface(points=3, range=1e30, normalization="none", draws=1))
     for table in tables.values():
@@ -198,7 +198,7 @@ def test_a_point_without_a_value_is_empty_with_its_status(tiny: Any, monkeypatch
 
 def test_a_table_of_other_settings_is_not_taken_for_this_one(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed between its two files: the directions are new, the table is old."""
-    monkeypatch.setattr(pipeline, "draw", lambda *a: None)
+    monkeypatch.setattr(drawing, "draw", lambda *a: None)
     session, few, more = tiny(), Surface(points=3), Surface(points=5)
     assert {len(t) for t in surface.run(session, few).values()} == {3 * 3 * 2}
     keep = store.write
@@ -380,7 +380,7 @@ def test_a_surface_without_any_value_is_drawn_without_a_word(tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", ["line", "plane", "path"])
 def test_every_row_can_be_had_again_from_the_files(tiny: Any, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
     """By a plain module at minimum + x X + y Y of its own draw; BatchNorm as the kind has it."""
-    monkeypatch.setattr(pipeline, "draw", lambda *a: None)
+    monkeypatch.setattr(drawing, "draw", lambda *a: None)
     model = {"name": "mlp", "hidden": [8], "batchnorm": True}
     session = tiny({"seeds": 1, "precision": "float64", "model": model})
     asked = Surface(kind=kind, points=3, draws=None if kind == "path" else 2)
@@ -427,7 +427,7 @@ def _recompute(module: nn.Module, x: torch.Tensor) -> None:
 
 def test_earlier_settings_after_an_interruption(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A, then B killed between its two tables, then A again, then B: each gives what it gave alone."""
-    monkeypatch.setattr(pipeline, "draw", lambda *a: None)
+    monkeypatch.setattr(drawing, "draw", lambda *a: None)
     session = tiny({"seeds": 1})
     first, second = Surface(points=5, draws=1), Surface(points=5, draws=1, range=2.0, curvature=True)
     due = {r: t.copy() for r, t in surface.run(session, first).items()}
@@ -452,7 +452,7 @@ def test_earlier_settings_after_an_interruption(tiny: Any, monkeypatch: pytest.M
 
 
 def test_damaged_and_edited_tables_are_made_again(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "draw", lambda *a: None)
+    monkeypatch.setattr(drawing, "draw", lambda *a: None)
     session, asked = tiny({"seeds": 1}), Surface(points=3, draws=1)
     run_id, due = next(iter(surface.run(session, asked).items()))
     path = session.folder / "surfaces" / f"{run_id}-line.csv"
@@ -468,7 +468,7 @@ def test_damaged_and_edited_tables_are_made_again(tiny: Any, monkeypatch: pytest
 
 
 def test_a_damaged_curvature_that_is_not_asked_for_is_removed(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "draw", lambda *a: None)
+    monkeypatch.setattr(drawing, "draw", lambda *a: None)
     asked = Surface(points=3, draws=1)
     surface.run(tiny(), asked.model_copy(update={"curvature": True}))
     kept, harmed = sorted((tiny().folder / "surfaces").glob("*-curvature.csv"))
@@ -478,7 +478,7 @@ def test_a_damaged_curvature_that_is_not_asked_for_is_removed(tiny: Any, monkeyp
 
 
 def test_nothing_is_removed_through_a_link(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "draw", lambda *a: None)
+    monkeypatch.setattr(drawing, "draw", lambda *a: None)
     surface.run(tiny(), Surface(points=3))
     folder = tiny().folder / "surfaces"
     real = folder.rename(folder.with_name("elsewhere"))
@@ -491,8 +491,8 @@ def test_nothing_is_removed_through_a_link(tiny: Any, monkeypatch: pytest.Monkey
 
 
 def test_a_file_in_the_place_of_a_folder(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "draw", lambda *a: None)
-    pipeline.train(tiny())
+    monkeypatch.setattr(drawing, "draw", lambda *a: None)
+    train.train(tiny())
     (tiny().folder / "surfaces").write_text("x")
     session = tiny()
     surface.run(session, Surface(points=3))
@@ -518,7 +518,7 @@ def test_a_table_without_its_columns_is_said_to_be_damaged(tmp_path: Path) -> No
 
 
 def test_other_ends_and_other_directions_are_other_surfaces(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "draw", lambda *a: None)
+    monkeypatch.setattr(drawing, "draw", lambda *a: None)
     session = tiny()
     a, b, c = (run.run_id for run in session.runs[:3])
     one, two = (surface.run(session, Surface(kind="path", points=3, runs=[a, end]))[a] for end in (b, c))

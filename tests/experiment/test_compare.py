@@ -17,8 +17,8 @@ import torch
 from conftest import TINY
 
 from landscape_cli import config, engine, registry, store, training
-from landscape_cli.experiment import measure as measurement
-from landscape_cli.experiment import pipeline
+from landscape_cli.config import grid
+from landscape_cli.experiment import adopted, compare, drawing, planning, result_tables
 from landscape_cli.experiment.session import Session
 from landscape_cli.metrics.point import Estimate, Point, exact
 from landscape_cli.registry import REGISTRY, Entry
@@ -33,14 +33,14 @@ RUN_COLUMNS = (
 METRIC_COLUMNS = (
     "run_id,group,seed,epoch,metric,setting,value,standard_error,samples,iterations,residual,seconds,status,message"
 )
-FIGURES = [f"plots/{name}.{kind}" for name in pipeline.PICTURES[:3] for kind in ("png", "svg")]
+FIGURES = [f"plots/{name}.{kind}" for name in drawing.PICTURES[:3] for kind in ("png", "svg")]
 
 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Figures take seconds, and one test looks at them."""
     if "figures" not in request.keywords:
-        monkeypatch.setattr(pipeline, "draw", lambda *args: None)
+        monkeypatch.setattr(drawing, "draw", lambda *args: None)
 
 
 def snapshot(folder: Path) -> dict[str, tuple[str, int]]:
@@ -51,8 +51,8 @@ def snapshot(folder: Path) -> dict[str, tuple[str, int]]:
     }
 
 
-def compare(session: Session) -> dict[str, tuple[str, int]]:
-    pipeline.compare(session)
+def compared(session: Session) -> dict[str, tuple[str, int]]:
+    compare.compare(session)
     return snapshot(session.folder)
 
 
@@ -68,7 +68,7 @@ def rows(session: Session, metric: str) -> list[dict[str, Any]]:
 @pytest.mark.figures
 def test_files_of_the_contract(tiny: Open) -> None:
     session = tiny()
-    pipeline.compare(session)
+    compare.compare(session)
     folder, ids = session.folder, [run.run_id for run in session.runs]
     assert [i.rsplit("-", 1)[0] for i in ids] == ["b10-s0", "b10-s1", "b60-s0", "b60-s1"]
     assert head(folder / "runs.csv") == RUN_COLUMNS
@@ -97,18 +97,18 @@ def test_files_of_the_contract(tiny: Open) -> None:
     stored = checkpoints.metadata(folder / f"minima/{ids[1]}.safetensors")
     assert (stored["seed"], stored["epoch"], stored["settings"]) == (1, 30, session.runs[1].settings)
     before = snapshot(folder)
-    pipeline.compare(tiny())
+    compare.compare(tiny())
     assert {f for f, v in snapshot(folder).items() if before[f][0] != v[0]} == set()
     assert {f for f, v in snapshot(folder).items() if f.startswith(("plots", "report")) and before[f] != v} == set()
     (folder / "plots/regret_by_radius.png").write_bytes(b"of a config that measured it")
-    pipeline.rewrite_report(folder)
+    drawing.rewrite_report(folder)
     assert {f for f in snapshot(folder) if f.startswith("plots/")} == {*FIGURES, "plots/.drawn"}
 
 
 def test_minima_are_what_the_tables_say(tiny: Open) -> None:
     """weight_norm, train_loss and hessian_top of a file, computed here by plain PyTorch."""
     session = tiny()
-    pipeline.compare(session)
+    compare.compare(session)
     run = session.runs[2]
     module, data = session.module(run.settings), session.data(run.settings)
     at = checkpoints.read(session.folder / f"minima/{run.run_id}.safetensors", module)
@@ -133,32 +133,32 @@ def test_minima_are_what_the_tables_say(tiny: Open) -> None:
 
 
 def test_second_call_changes_nothing(tiny: Open) -> None:
-    before = compare(tiny())
-    after = compare(tiny())
+    before = compared(tiny())
+    after = compared(tiny())
     tables = {"runs.csv", "metrics.csv", "comparison.csv", "experiment.yaml"}
     assert {f: v[0] for f, v in before.items()} == {f: v[0] for f, v in after.items()}
     assert {f for f in before if before[f] != after[f]} <= tables  # these are derived, and written again
 
 
 def test_more_seeds_train_the_new_ones_only(tiny: Open) -> None:
-    before = compare(tiny())
+    before = compared(tiny())
     session = tiny(seeds=3)
-    after = compare(session)
+    after = compared(session)
     kept = {f for f in before if f.startswith(("runs/", "minima/", "cells/"))}
     assert kept and all(before[f] == after[f] for f in kept)
     new = {f.split("/")[1].split(".")[0] for f in set(after) - set(before)}
     assert new == {run.run_id for run in session.runs if run.seed == 2}
     assert len(store.read_table(session.folder / "runs.csv")) == 6
     fewer = tiny(seeds=1)
-    pipeline.compare(fewer)
+    compare.compare(fewer)
     assert len(store.read_table(session.folder / "runs.csv")) == 2  # the others stay on disk
     assert snapshot(session.folder).keys() == after.keys()
 
 
 def test_a_changed_metric_setting_adds_cells_only(tiny: Open) -> None:
-    before = compare(tiny())
+    before = compared(tiny())
     metrics = ["weight_norm", {"hessian_top": {"k": 2}}, "train_loss"]
-    after = compare(tiny({"metrics": metrics}))
+    after = compared(tiny({"metrics": metrics}))
     kept = {f for f in before if f.startswith(("runs/", "minima/", "cells/"))}
     assert all(before[f] == after[f] for f in kept if "_shared" not in f)
     assert {f.split("/")[2].split("-")[0] for f in set(after) - set(before)} == {"hessian_top"}
@@ -166,8 +166,8 @@ def test_a_changed_metric_setting_adds_cells_only(tiny: Open) -> None:
 
 
 def test_a_changed_training_setting_makes_runs_of_its_own(tiny: Open) -> None:
-    before = compare(tiny())
-    after = compare(tiny({"training": TINY["training"] | {"lr": 0.2}}))
+    before = compared(tiny())
+    after = compared(tiny({"training": TINY["training"] | {"lr": 0.2}}))
     kept = {f for f in before if f.startswith(("runs/", "minima/", "cells/"))}
     assert all(before[f] == after[f] for f in kept)
     assert len([f for f in after if f.startswith("runs/")]) == 8
@@ -175,23 +175,23 @@ def test_a_changed_training_setting_makes_runs_of_its_own(tiny: Open) -> None:
 
 def test_a_changed_minimum_is_refused_and_made_again(tiny: Open) -> None:
     session = tiny()
-    before = compare(session)
+    before = compared(session)
     path = session.folder / f"minima/{session.runs[1].run_id}.safetensors"
     data = bytearray(path.read_bytes())
     data[-5] ^= 4  # a flipped bit in a weight, which safetensors does not notice
     path.write_bytes(data)
     with pytest.raises(Fault) as caught:
-        compare(tiny({"metrics": ["distance_from_init"]}))
+        compared(tiny({"metrics": ["distance_from_init"]}))
     assert str(caught.value) == f"{path}: damaged, its hash is not the one that was recorded: delete it and train again"
     path.unlink()
-    after = compare(tiny())
+    after = compared(tiny())
     assert len(rows(session, "weight_norm")) == 4
     assert all(before[f] == after[f] for f in before if f.startswith("cells/") and session.runs[0].run_id in f)
 
 
 def test_a_record_of_another_minimum_makes_cells_stale(tiny: Open) -> None:
     session = tiny()
-    compare(session)
+    compared(session)
     record_path = session.folder / f"runs/{session.runs[0].run_id}.json"
     record = json.loads(record_path.read_text())
     path = session.folder / record["minimum"]["file"]
@@ -200,8 +200,8 @@ def test_a_record_of_another_minimum_makes_cells_stale(tiny: Open) -> None:
     path.write_bytes(checkpoints.to_bytes(other))
     record["minimum"]["sha256"] = store.file_hash(path)
     record_path.write_text(json.dumps(record))
-    assert pipeline.plan(tiny())["measured"] == 9
-    compare(tiny())
+    assert planning.plan(tiny())["measured"] == 9
+    compared(tiny())
     norm = sum(float(p.detach().square().sum()) for p in module.parameters()) ** 0.5
     assert rows(session, "weight_norm")[0]["value"] == pytest.approx(norm, rel=1e-5)
 
@@ -209,11 +209,11 @@ def test_a_record_of_another_minimum_makes_cells_stale(tiny: Open) -> None:
 @pytest.mark.parametrize("what", ["runs", "cells"])
 def test_garbled_files_are_made_again(tiny: Open, what: str) -> None:
     session = tiny()
-    before = compare(session)
+    before = compared(session)
     path = next(p for p in sorted((session.folder / what).rglob("*.json")) if "_shared" not in p.name)
     path.write_text(path.read_text()[:100])
     session = tiny()
-    after = compare(session)
+    after = compared(session)
     assert len(session.warnings) >= 1 and all(str(path) in w for w in session.warnings)
     assert before.keys() == after.keys()
     json.loads(path.read_text())
@@ -231,35 +231,35 @@ def test_a_metric_that_raises(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setitem(REGISTRY["metric"], "toy", Entry("toy", "metric", toy, REGISTRY["metric"]["weight_norm"].facts))
     metrics = {"metrics": ["toy", "weight_norm"]}
-    compare(tiny(metrics))
+    compared(tiny(metrics))
     session = tiny(metrics)
     failed = rows(session, "toy")
     assert len(failed) == 4 and {r["status"] for r in failed} == {"failed"}
     assert failed[0]["value"] != failed[0]["value"]  # empty
     assert failed[0]["message"].startswith("ValueError: no such luck (toy:") and "\n" not in failed[0]["message"]
     assert {r["status"] for r in rows(session, "weight_norm")} == {"ok"}
-    _, lines = pipeline.outcome(session)
+    _, lines = result_tables.outcome(session)
     assert len(lines) == 4 and lines[0].startswith(f"{session.runs[0].run_id}: toy(): failed: ValueError: no such luck")
     broken = False
-    before = compare(session)
+    before = compared(session)
     assert {r["status"] for r in rows(session, "toy")} == {"ok"}
-    assert {f for f, v in compare(tiny(metrics)).items() if before[f] != v and f.startswith("cells")} == set()
+    assert {f for f, v in compared(tiny(metrics)).items() if before[f] != v and f.startswith("cells")} == set()
 
 
 def test_compare_counts_once_what_says_it_is_the_same(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not set(registry.same_as().values()) & registry.same_as().keys()  # it is a metric that names none
     own = REGISTRY["metric"]["distance_from_init"]
     monkeypatch.setitem(REGISTRY["metric"], own.name, replace(own, facts=own.facts | {"same": "weight_norm"}))
-    table = pipeline.compare(tiny({"metrics": ["weight_norm", "distance_from_init"], "seeds": 3}))
+    table = compare.compare(tiny({"metrics": ["weight_norm", "distance_from_init"], "seeds": 3}))
     assert (table["p_holm"] == table["p_value"]).all() and table["p_value"].min() < 0.5  # one test
 
 
 def test_fresh(tiny: Open) -> None:
-    before = compare(tiny())
+    before = compared(tiny())
     session = tiny()
     other = session.folder / "minima" / "mine.safetensors"
     other.write_bytes(b"keep")
-    pipeline.compare(session, fresh=True)
+    compare.compare(session, fresh=True)
     after = snapshot(session.folder)
     assert after.pop("minima/mine.safetensors")
     assert before.keys() == after.keys()
@@ -270,19 +270,19 @@ def test_fresh(tiny: Open) -> None:
 def test_runs_that_diverge_are_recorded_and_left_unmeasured(tiny: Open) -> None:
     wild = {"grid": {"training.lr": [0.1, 1e300]}, "compare": {"by": "training.lr", "labels": {}}}
     session = tiny(wild)
-    pipeline.compare(session)
+    compare.compare(session)
     table = store.read_table(session.folder / "runs.csv")
     assert list(table["status"]) == ["ok", "ok", "diverged", "diverged"]
     assert {r["run_id"] for r in rows(session, "weight_norm")} == {r.run_id for r in session.runs[:2]}
-    _, lines = pipeline.outcome(session)
+    _, lines = result_tables.outcome(session)
     assert lines == [f"{r.run_id}: diverged: training loss nan: lower training.lr" for r in session.runs[2:]]
-    pipeline.compare(tiny(wild | {"grid": {"training.lr": [1e300]}}))  # nothing to compare at all
+    compare.compare(tiny(wild | {"grid": {"training.lr": [1e300]}}))  # nothing to compare at all
 
 
 def test_not_converged_is_measured_and_named(tiny: Open) -> None:
     session = tiny({"training": TINY["training"] | {"stop": {"train_loss": 1e-6, "max_epochs": 2}}})
-    pipeline.compare(session)
-    _, lines = pipeline.outcome(session)
+    compare.compare(session)
+    _, lines = result_tables.outcome(session)
     assert len(lines) == 4 and len(rows(session, "weight_norm")) == 4
     assert lines[0].startswith(f"{session.runs[0].run_id}: not_converged: train_loss ")
     assert lines[0].endswith(" is above stop.train_loss=1e-06 at max_epochs=2: raise it")
@@ -290,7 +290,7 @@ def test_not_converged_is_measured_and_named(tiny: Open) -> None:
 
 def test_a_users_checkpoint_gives_the_projects_own_numbers(tiny: Open, tmp_path: Path) -> None:
     session = tiny()
-    pipeline.compare(session)
+    compare.compare(session)
     ours = session.folder / f"minima/{session.runs[0].run_id}.safetensors"
     state = checkpoints.read(ours, session.module(session.runs[0].settings))
     theirs = tmp_path / "my model.pt"
@@ -299,7 +299,7 @@ def test_a_users_checkpoint_gives_the_projects_own_numbers(tiny: Open, tmp_path:
 
     def measure(*paths: Path) -> Any:
         watch = session.watch
-        return pipeline.measure_checkpoints(session.experiment, [*paths], tmp_path / "results", wanted, "cpu", watch)
+        return adopted.measure_checkpoints(session.experiment, [*paths], tmp_path / "results", wanted, "cpu", watch)
 
     before = snapshot(session.folder)
     other, table = measure(ours, theirs)
@@ -316,12 +316,12 @@ def test_a_users_checkpoint_gives_the_projects_own_numbers(tiny: Open, tmp_path:
 
 
 def test_plan_writes_nothing_and_counts(tiny: Open, tmp_path: Path) -> None:
-    plan = pipeline.plan(tiny())
+    plan = planning.plan(tiny())
     assert (plan["runs"], plan["trained"], plan["cells"], plan["measured"]) == (4, 0, 12, 0)
     assert [len(s["runs"]) for s in plan["stacks"]] == [2, 2] and plan["seconds_left"] is None
     assert not (tmp_path / "results").exists()
-    compare(tiny())
-    plan = pipeline.plan(tiny(seeds=3))
+    compared(tiny())
+    plan = planning.plan(tiny(seeds=3))
     assert (plan["runs"], plan["trained"], plan["cells"], plan["measured"]) == (6, 4, 18, 12)
     assert plan["seconds_left"] > 0
 
@@ -331,7 +331,7 @@ def test_json_rows_read_back_exactly(tiny: Open) -> None:
 
     values = [1e-20, 0.1 + 0.2, 1e-5 / 3, None, 1e300]
     table = DataFrame({"value": values, "n": [1, 2, 3, 4, 5], "text": ["a", "", None, "b", "c"]})
-    back = json.loads(json.dumps(pipeline.as_json(table), allow_nan=False))
+    back = json.loads(json.dumps(result_tables.as_json(table), allow_nan=False))
     assert [row["value"] for row in back] == values and [row["n"] for row in back] == [1, 2, 3, 4, 5]
     assert back[2]["text"] is None
 
@@ -355,7 +355,7 @@ def test_what_cannot_work_is_found_before_anything_is_written(
 
 def test_report_again_from_the_tables(tiny: Open, tmp_path: Path) -> None:
     with pytest.raises(Fault) as caught:
-        pipeline.rewrite_report(tmp_path / "results" / "tiny")
+        drawing.rewrite_report(tmp_path / "results" / "tiny")
     folder = tmp_path / "results" / "tiny"
     missing = "lacks runs.csv, metrics.csv, comparison.csv: run `landscape compare` first"
     assert (str(caught.value), caught.value.code) == (f"{folder}: {missing}", 5)
@@ -363,8 +363,8 @@ def test_report_again_from_the_tables(tiny: Open, tmp_path: Path) -> None:
 
 def test_setting_tells_rows_apart() -> None:
     entry = REGISTRY["metric"]["hessian_top"]
-    assert measurement.setting("hessian_top", entry.settings().model_dump()) in ("", "k=1")
-    assert "k=3" in measurement.setting("hessian_top", entry.settings(k=3).model_dump(), "rank=2")
+    assert grid.setting("hessian_top", entry.settings().model_dump()) in ("", "k=1")
+    assert "k=3" in grid.setting("hessian_top", entry.settings(k=3).model_dump(), "rank=2")
 
 
 @pytest.mark.parametrize("what", ["x_train", "x_test"])
@@ -381,13 +381,13 @@ def test_changed_data_make_runs_and_cells_stale(tiny: Open, tmp_path: Path, what
         "metrics": ["test_loss"],
     }
     session = tiny(own)
-    pipeline.compare(session)
+    compare.compare(session)
     before = rows(session, "test_loss")
-    assert pipeline.plan(tiny(own))["trained"] == 4
+    assert planning.plan(tiny(own))["trained"] == 4
     arrays[what] = arrays[what] * 2
     np.savez(tmp_path / "a.npz", **arrays, **labels)
-    assert pipeline.plan(tiny(own))["trained"] == 0
-    pipeline.compare(tiny(own))
+    assert planning.plan(tiny(own))["trained"] == 0
+    compare.compare(tiny(own))
     after = rows(session, "test_loss")
     assert len(after) == 4 and all(a["value"] != b["value"] for a, b in zip(after, before, strict=True))
 
@@ -404,17 +404,17 @@ def test_a_small_net_alone_is_trained_on_one_thread(tiny: Open, monkeypatch: pyt
     lone = next(run for run in session.runs if run.seed == 0)
     session.runs = [lone, *(run for run in session.runs if run.settings != lone.settings)]
     with engine.on_threads(3):
-        pipeline.train(session)
+        train.train(session)
         assert torch.get_num_threads() == 3
     assert seen == [(1, 1), (2, 3)] and torch.get_num_threads() == 1
 
 
 def test_a_signal_while_drawing_is_not_lost(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """All is written, yet the command must not end as if nobody had asked it to stop."""
-    monkeypatch.setattr(pipeline, "draw", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(drawing, "draw", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
     session = tiny()
     with pytest.raises(engine.Interrupted) as caught:
-        pipeline.compare(session)
+        compare.compare(session)
     assert caught.value.code == 143
     assert (session.folder / store.MANIFEST).is_file() and not engine.interrupted()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -1,0 +1,95 @@
+"""The same steps for networks trained elsewhere: checkpoints of the user's own."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from landscape_cli import config, store
+from landscape_cli.config import Experiment
+from landscape_cli.experiment.measure import measure_missing
+from landscape_cli.experiment.result_tables import metrics_table
+from landscape_cli.experiment.session import Record, Session, open_session, writing
+from landscape_cli.store import checkpoints
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+def measure_checkpoints(
+    experiment: Experiment,
+    paths: list[Path],
+    results: Path,
+    wanted: list[config.Measurement],
+    device: str,
+    watch: Any,
+) -> tuple[Session, DataFrame]:
+    """`landscape measure CHECKPOINT... --config CONFIG`: the same metrics on networks trained elsewhere.
+
+    They are kept in a folder of their own, `results/<name>-checkpoints`: the experiment's tables stay as they are.
+    """
+    session, loaded = adopting(experiment, paths, results, device, watch)
+    with writing(session):
+        records = adopt(session, loaded)
+        settings_of = dict.fromkeys(records, session.runs[0].settings)
+        try:
+            measure_missing(session, records, wanted, settings_of)
+        finally:
+            table = metrics_table(session, records, settings_of)
+        for record in records.values():
+            own = table[(table["run_id"] == record["run_id"]) & (table["setting"] == "")]
+            scores = dict(zip(own["metric"], own["value"], strict=True))
+            record |= {k: scores.get(k) for k in SCORES}
+        write_adopted(session, records)
+    return session, table
+
+
+def adopting(
+    experiment: Experiment, paths: list[Path], results: Path, device: str, watch: Any
+) -> tuple[Session, dict[Path, checkpoints.Minimum]]:
+    """A session in a folder of its own, and the checkpoints, read; nothing is written."""
+    base = experiment.model_copy(update={"grid": {}, "compare": None, "seeds": 1, "along": False})
+    session = open_session(base, results, device, watch)
+    module = session.module(session.runs[0].settings)
+    loaded = {path: checkpoints.read(path, module) for path in paths}
+    session.folder = session.folder.with_name(f"{experiment.name}-checkpoints")
+    return session, loaded
+
+
+def adopt(session: Session, loaded: dict[Path, checkpoints.Minimum]) -> dict[str, Record]:
+    """Copies of checkpoints among the minima, and their records."""
+    records = {}
+    for path, minimum in loaded.items():
+        own_data = {"data": session.data_hash(session.runs[0].settings)}  # other data: its cells are no longer true
+        data = checkpoints.to_bytes(replace(minimum, metadata=minimum.metadata | own_data))
+        sha = hashlib.sha256(data).hexdigest()
+        stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in path.stem).strip("-._")[:50] or "checkpoint"
+        run_id = f"{stem}-{sha[:8]}"
+        file = f"minima/{run_id}.safetensors"
+        store.write(session.folder / file, data)
+        about: Record = {"run_id": run_id, "group": "checkpoint", "seed": minimum.metadata.get("seed"), "swept": {}}
+        records[run_id] = CHECKPOINT | about | {"minimum": {"file": file, "sha256": sha}, "stack": [run_id]}
+    return records
+
+
+def write_adopted(session: Session, records: dict[str, Record]) -> None:
+    """Their records and runs.csv."""
+    store.write_runs(session.folder, records.values())
+    store.write(session.folder / "runs.csv", store.table_bytes(store.runs_table(list(records.values()))))
+
+
+SCORES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "loss_gap", "accuracy_gap")
+
+
+CHECKPOINT: Record = {
+    "format": store.FORMAT,
+    "status": "ok",
+    "epochs": None,
+    "steps": None,
+    "seconds": None,
+    "stack_size": 1,
+    "message": "",
+    "history": {"epoch": [], "step": [], "train_loss": []},
+}

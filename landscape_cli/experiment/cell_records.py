@@ -1,0 +1,173 @@
+"""Cells: what one depends on, which are still true, and how an estimate becomes one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from landscape_cli import config, store
+from landscape_cli.config import Measurement
+from landscape_cli.config.grid import setting
+from landscape_cli.experiment import snapshots
+from landscape_cli.experiment.session import Record, Session
+from landscape_cli.metrics.evaluate import LOST
+from landscape_cli.metrics.point import Estimate, Point
+from landscape_cli.registry import REGISTRY
+
+if TYPE_CHECKING:
+    pass
+
+
+Cell = dict[str, Any]
+
+
+def key_of(settings: dict[str, Any], measurement: Measurement, epoch: int | None = None) -> str:
+    """What a cell's content depends on, besides the minimum: metric, version, its settings, data, model, precision.
+
+    At a snapshot its epoch too: all cells of a run lie in one folder.
+    """
+    name, own = measurement
+    version = REGISTRY["metric"][name].facts["version"] if name in REGISTRY["metric"] else 1
+    seen = {k: settings[k] for k in ("dataset", "model", "precision")} | ({} if epoch is None else {"epoch": epoch})
+    return config.digest({"metric": name, "version": version, "settings": own, **seen}, 12)
+
+
+def has_failed(cell: Cell) -> bool:
+    """Whether any row of a cell has failed, so that it is tried again."""
+    return any(row["status"] == "failed" for row in cell["rows"])
+
+
+def alike(records: dict[str, Record], settings_of: dict[str, Any], settings: dict[str, Any]) -> list[Record]:
+    """The minima of the same model, those of diverged runs left out: what a metric of pairs looks at."""
+    ok = (r for r in records.values() if r["status"] != "diverged")
+    return [r for r in ok if settings_of[r["run_id"]]["model"] == settings["model"]]
+
+
+def inputs_of(records: dict[str, Record], settings_of: dict[str, Any], metric: str) -> Callable[[Record], str]:
+    """The hash of the minimum, or of all minima, that a cell of this metric was made from."""
+    if metric not in REGISTRY["metric"] or not REGISTRY["metric"][metric].facts["pairs"]:
+        return lambda record: str(record["minimum"]["sha256"])
+
+    def of_all(record: Record) -> str:
+        found = alike(records, settings_of, settings_of[record["run_id"]])
+        return config.digest([record["minimum"]["sha256"], sorted(r["minimum"]["sha256"] for r in found)], 64)
+
+    return of_all
+
+
+def curves_of(estimates: dict[str, Estimate], what: Measurement, k: int) -> dict[str, Any]:
+    """The tables of minimum k for its cell; where only one row of a metric has one, it is that of the whole metric."""
+    with_table = [extra for extra, e in estimates.items() if e.table]
+    curves = [
+        {
+            "setting": setting(*what, extra if len(with_table) > 1 else ""),
+            "columns": list(estimates[extra].table),
+            "values": [_numbers(t[k]) for t in estimates[extra].table.values()],
+        }
+        for extra in with_table
+        if estimates[extra].status[k] not in LOST
+    ]
+    return {"curves": curves} if curves else {}
+
+
+def vectors_of(at: Point, estimates: dict[str, Estimate], k: int) -> bytes | None:
+    """Directions of minimum k as a safetensors file, `v1.<parameter>`, `v2.<parameter>`, ... over all rows in order."""
+    from safetensors.torch import save
+
+    found = [e.vectors[k] for e in estimates.values() if e.vectors is not None and e.status[k] not in LOST]
+    if not found:
+        return None
+    each = [at.train.unflatten(v[None]) for v in torch.cat(found).detach()]
+    return save({f"v{i}.{n}": t[0].cpu().clone() for i, v in enumerate(each, 1) for n, t in v.items()})
+
+
+EMPTY: dict[str, Any] = {
+    "epoch": None,
+    "value": None,
+    "standard_error": None,
+    "samples": None,
+    "iterations": None,
+    "residual": None,
+    "status": "ok",
+    "message": "",
+}
+
+
+def row_of(name: str, own: dict[str, Any], extra: str, estimate: Estimate, k: int) -> dict[str, Any]:
+    """One row of a cell: the estimate of minimum k."""
+    value, error = (_number(t[k]) for t in (estimate.value, estimate.standard_error))
+    status = estimate.status[k]
+    message = estimate.message[k]
+    if value is None and status == "ok":
+        status, message = "undefined", message or "not a finite number"
+    return EMPTY | {
+        "setting": setting(name, own, extra),
+        "value": value,
+        "standard_error": error if value is not None else None,
+        "samples": estimate.samples,
+        "iterations": estimate.iterations,
+        "residual": None if estimate.residual is None else _number(estimate.residual[k]),
+        "status": status,
+        "message": message,
+    }
+
+
+def _number(value: torch.Tensor) -> float | None:
+    number = float(value.detach())
+    return number if math.isfinite(number) else None
+
+
+def _numbers(values: torch.Tensor) -> list[float | None]:
+    return [v if math.isfinite(v) else None for v in values.detach().tolist()]
+
+
+def cell_of(
+    record: Record, settings: dict[str, Any], what: Measurement, rows: list[dict[str, Any]], seconds: float
+) -> Cell:
+    """A cell of one run, metric and setting."""
+    epoch = record.get("epoch")
+    return {
+        "format": store.FORMAT,
+        "run_id": record["run_id"],
+        "metric": what[0],
+        "key": key_of(settings, what, epoch),
+        "inputs": record["minimum"]["sha256"],
+        "settings": what[1],
+        "seconds": seconds,
+        "rows": [{**row, "epoch": epoch} for row in rows],
+        **({} if epoch is None else {"epoch": epoch}),
+    }
+
+
+def current(session: Session, records: dict[str, Record], settings_of: dict[str, Any]) -> list[Cell]:
+    """All cells of these minima and their snapshots that are not stale: their key and the hash of the file are today's.
+
+    A cell whose vectors are missing or damaged counts as missing; so do those of a snapshot that is gone.
+    """
+    known: dict[tuple[str, int], Record | None] = {}
+
+    def record_of(cell: Cell) -> Record | None:
+        record, epoch = records[cell["run_id"]], cell.get("epoch")
+        if epoch is None:
+            return record
+        if epoch not in snapshots.epochs(settings_of[cell["run_id"]], record):
+            return None
+        where = (cell["run_id"], epoch)
+        if where not in known:
+            known[where] = snapshots.at_epoch(session, record, epoch)
+        return known[where]
+
+    def fresh(cell: Cell) -> bool:
+        record, name = record_of(cell), cell["metric"]
+        return (
+            record is not None
+            and (name in REGISTRY["metric"] or name.startswith("_shared:"))
+            and cell["inputs"] == inputs_of(records, settings_of, name)(record)
+            and cell["key"] == key_of(settings_of[cell["run_id"]], (name, cell["settings"]), cell.get("epoch"))
+            and store.has_vectors(session.folder, cell, session.warnings)
+        )
+
+    return [cell for cell in store.read_cells(session.folder, list(records), session.warnings) if fresh(cell)]
