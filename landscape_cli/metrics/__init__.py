@@ -1,23 +1,26 @@
-"""Metrics: one file a family, one function a metric; importing this package registers them in table order."""
+"""Measures of a minimum: one file a family, one function a metric; this file registers them in the order of the tables.
 
-from landscape_cli.metrics import (
-    adaptive,
-    baselines,
-    contrast,
-    ewc,
-    gradients,
-    hessian,
-    kl,
-    learning,
-    margins,
-    norms,
+A metric gets a `Point` and returns an `Estimate`, both in point.py. Imports `curvature`, `network`, `loss`, `registry`.
+"""
+
+from landscape_cli.metrics import (  # noqa: I001  # table order
     prediction,
+    gradients,
+    kl,
     regret,
-    relative,
+    contrast,
     scatter,
-    sharpness,
+    ewc,
+    hessian,
     spectrum,
+    relative,
+    sharpness,
+    adaptive,
     volume,
+    learning,
+    norms,
+    margins,
+    baselines,
 )
 from landscape_cli.metrics.point import Estimate, Point, exact, over_draws
 
