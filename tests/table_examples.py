@@ -8,7 +8,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import pytest
 from matplotlib.figure import Figure
 
 from landscape_cli.report import figures_runs
@@ -65,15 +64,6 @@ def example(
                              "status": "undefined" if bad else "ok",
                              "message": "no path: a layer is not linear" if bad else ""})  # fmt: skip
     return pd.DataFrame(runs), pd.DataFrame(rows), records
-
-
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Every figure that is saved, to be looked into."""
-    caught: list[Figure] = []
-    save = figures_runs.save
-    monkeypatch.setattr(figures_runs, "save", lambda figure, stem: caught.append(figure) or save(figure, stem))
-    return caught
 
 
 def texts(figure: Figure) -> list[str]:

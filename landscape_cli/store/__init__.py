@@ -5,9 +5,9 @@ Imports `registry` only. Begin with folder.py; what a checkpoint holds is in che
 
 from landscape_cli.store.cells import cell_path, has_vectors, read_cells, vectors_path, write_cells
 from landscape_cli.store.files import file_hash, write, write_many
-from landscape_cli.store.folder import LOCK, check_name, lock, open_folder
+from landscape_cli.store.folder import LOCK, OWNER, check_name, lock, open_folder
 from landscape_cli.store.json_files import FORMAT
-from landscape_cli.store.manifest import write_manifest
+from landscape_cli.store.manifest import MANIFEST, write_manifest
 from landscape_cli.store.records import read_runs, write_runs
 from landscape_cli.store.tables import (
     curve_tables,
@@ -23,6 +23,8 @@ from landscape_cli.store.tables import (
 __all__ = [
     "FORMAT",
     "LOCK",
+    "MANIFEST",
+    "OWNER",
     "cell_path",
     "check_name",
     "curve_tables",

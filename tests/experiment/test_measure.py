@@ -39,7 +39,7 @@ def trained(session: Session) -> dict[str, Record]:
 
 def measure(session: Session, records: dict[str, Record], wanted: list[Any]) -> dict[str, list[dict[str, Any]]]:
     settings_of = {run.run_id: run.settings for run in session.runs}
-    measurement.measure(session, records, wanted, settings_of)
+    measurement.measure_missing(session, records, wanted, settings_of)
     cells = cell_records.current(session, records, settings_of)
     return {c["run_id"]: c["rows"] for c in cells if c["metric"] == wanted[0][0]}
 
@@ -178,7 +178,7 @@ def test_every_metric_of_all_gives_rows(tiny: Open, tmp_path: Path) -> None:
     records = trained(session)
     settings_of = {run.run_id: run.settings for run in session.runs}
     wanted = config.measurements(session.experiment)
-    measurement.measure(session, records, wanted, settings_of)
+    measurement.measure_missing(session, records, wanted, settings_of)
     cells = cell_records.current(session, records, settings_of)
     assert {c["metric"] for c in cells if not c["metric"].startswith("_")} == {name for name, _ in wanted}
     for cell in cells:
@@ -345,7 +345,7 @@ def test_curves_of_snapshots_say_their_epoch(tiny: Open, monkeypatch: pytest.Mon
     session = tiny(SMALL | {"training": SMALL["training"] | {"snapshots": [0, 1]}, "seeds": 2})
     register(monkeypatch, curve)
     settings_of = {run.run_id: run.settings for run in session.runs}
-    measurement.measure(session, trained(session), [("toy", {})], settings_of, along=True)
+    measurement.measure_missing(session, trained(session), [("toy", {})], settings_of, along=True)
     assert [r["epoch"] for r in curves(session)] == [e for e in (None, 0, 1) for _ in range(3)] * 2
     files = list((session.folder / "cells").rglob("*.safetensors"))
     assert len(files) == 6 and len({store.file_hash(f) for f in files}) == 6

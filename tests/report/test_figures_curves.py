@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from table_examples import drawn, figures, texts  # noqa: F401  # a fixture
+from table_examples import drawn, texts
 
 from landscape_cli import config
 from landscape_cli.experiment import drawing
@@ -39,7 +39,7 @@ def draw(
     return figures_curves.along_training(metrics, runs, groups, EDGES if edges is None else edges, folder / "a")
 
 
-def test_curves_end_at_the_minimum(tmp_path: Path, figures: list[Figure]) -> None:  # noqa: F811
+def test_curves_end_at_the_minimum(tmp_path: Path, figures: list[Figure]) -> None:
     runs, metrics = measured("train_loss", "hessian_top")
     assert [p.name for p in draw(tmp_path, runs, metrics)] == ["a.png", "a.svg"]
     top, loss = figures[0].axes
@@ -74,7 +74,7 @@ def test_what_counts_along_training() -> None:
     assert found["group"].tolist()[:2] == ["0.2"] * 2
 
 
-def test_edges_stand_beside_the_largest_eigenvalue(tmp_path: Path, figures: list[Figure]) -> None:  # noqa: F811
+def test_edges_stand_beside_the_largest_eigenvalue(tmp_path: Path, figures: list[Figure]) -> None:
     runs, metrics = measured("hessian_top")
     second = metrics.assign(setting="rank=2")
     blocks = metrics.assign(setting="block=0.weight;blocks=layer")
@@ -91,7 +91,7 @@ def test_edges_stand_beside_the_largest_eigenvalue(tmp_path: Path, figures: list
     assert figures[1].axes[0].get_ylim()[1] < 30
 
 
-def test_six_panels_at_most_and_the_curvature_first(tmp_path: Path, figures: list[Figure]) -> None:  # noqa: F811
+def test_six_panels_at_most_and_the_curvature_first(tmp_path: Path, figures: list[Figure]) -> None:
     runs, metrics = measured("a", "b", "c", "d", "e", "hessian_top", "g")
     draw(tmp_path, runs, metrics)
     assert [t for t in texts(figures[0]) if t in [*"abcdefg", "hessian_top"]] == ["hessian_top", *"abcde"]
@@ -113,7 +113,7 @@ def test_six_panels_at_most_and_the_curvature_first(tmp_path: Path, figures: lis
     ],
 )
 def test_the_epochs_are_logarithmic_where_snapshots_crowd_at_the_start(
-    epochs: tuple[int, ...], how: str, tmp_path: Path, figures: list[Figure]  # noqa: F811
+    epochs: tuple[int, ...], how: str, tmp_path: Path, figures: list[Figure]
 ) -> None:  # fmt: skip
     runs, metrics = measured("m", epochs=epochs)
     draw(tmp_path, runs, metrics)
@@ -123,7 +123,7 @@ def test_the_epochs_are_logarithmic_where_snapshots_crowd_at_the_start(
     assert len(seen) >= 3 and ("0" in seen) == (0 in epochs)
 
 
-def test_an_edge_that_groups_share_is_one_grey_line(tmp_path: Path, figures: list[Figure]) -> None:  # noqa: F811
+def test_an_edge_that_groups_share_is_one_grey_line(tmp_path: Path, figures: list[Figure]) -> None:
     runs, metrics = measured("hessian_top")
     draw(tmp_path, runs, metrics, {"0.2": {10.0: "2/lr"}, "0.4": {10.0: "2/lr", 5.0: "2/lr"}})
     dashed = [line for line in figures[0].axes[0].lines if line.get_linestyle() == "--"]
@@ -156,7 +156,7 @@ def test_nothing_at_snapshots_draws_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_no_two_labels_overlap(
-    groups: list[str], count: int, tmp_path: Path, figures: list[Figure]  # noqa: F811
+    groups: list[str], count: int, tmp_path: Path, figures: list[Figure]
 ) -> None:  # fmt: skip
     runs, metrics = measured("hessian_top", *"abcdef"[: count - 1], groups=groups)
     edges = {group: {10.0 + 2 * i: "2(1+μ)/((1+2μ)lr)", 3.0: "2/lr"} for i, group in enumerate(groups)}
@@ -183,7 +183,7 @@ def spectra(runs: pd.DataFrame, settings: tuple[str, ...] = ("",)) -> pd.DataFra
     return pd.concat(parts)
 
 
-def test_spectra_are_averaged_on_a_common_grid(tmp_path: Path, figures: list[Figure]) -> None:  # noqa: F811
+def test_spectra_are_averaged_on_a_common_grid(tmp_path: Path, figures: list[Figure]) -> None:
     runs, _ = measured("m")
     written = figures_curves.spectral_density(spectra(runs), runs, GROUPS, tmp_path / "s")
     assert [p.name for p in written] == ["s.png", "s.svg"]

@@ -21,8 +21,9 @@ CALLS = ("open", "write", "fsync", "replace")
 CHILD = """
 import os, signal, sys, types
 from pathlib import Path
-sys.modules["landscape_cli"] = types.ModuleType("landscape_cli")  # without what the package imports: strace is slow
-sys.modules["landscape_cli"].__path__ = [str(Path.cwd() / "landscape_cli")]
+for name in ("landscape_cli", "landscape_cli.store", "landscape_cli.registry"):  # without what the packages import
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [str(Path.cwd() / name.replace(".", "/"))]
 from landscape_cli.store import files
 
 call, when, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])

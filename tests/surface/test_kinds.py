@@ -19,7 +19,7 @@ from torch import nn
 from landscape_cli import store
 from landscape_cli.config import Surface
 from landscape_cli.curvature.objective import Objective
-from landscape_cli.experiment import drawing, measure, surface, surface_tables
+from landscape_cli.experiment import compare, drawing, measure, surface, surface_tables
 from landscape_cli.metrics import point
 from landscape_cli.metrics.point import Point
 from landscape_cli.network.batchnorm_statistics import collect_statistics
@@ -187,7 +187,7 @@ def test_curvature_beside_a_surface_that_is_there(tiny: Any, monkeypatch: pytest
 def test_compare_draws_the_surface_of_its_config(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "draw", lambda *a: None)
     session = tiny({"seeds": 1, "surface": {"points": 3, "draws": 1}})
-    surface.experiment.compare(session, around=surface.around)
+    compare.compare(session, around=surface.around)
     assert len(list((session.folder / "surfaces").glob("*-line.csv"))) == 2
     lost = session.finished()
     first = next(iter(lost))

@@ -310,13 +310,13 @@ def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
     keep = figures_surface.curves
     monkeypatch.setattr(figures_surface, "curves", lambda *a: told.append((list(a[0]), a[3])) or keep(*a))
-    shown, save = dict[str, list[str]](), figures_surface.plots.save
+    shown, save = dict[str, list[str]](), figures_surface.figures_runs.save
 
     def saved(figure: Figure, stem: Path) -> list[Path]:
         shown[stem.name] = [ax.get_xlabel() for ax in figure.axes]
         return save(figure, stem)
 
-    monkeypatch.setattr(figures_surface.plots, "save", saved)
+    monkeypatch.setattr(figures_surface.figures_runs, "save", saved)
     drawn = figures_surface.surfaces(tmp_path, runs, ["small", "large"])
     assert shown["surface_curvature"][:4] == ["x"] * 2 + ["1st eigenvector (eigenvalue 3)"] * 2
     assert {p.name for p in drawn if p.suffix == ".png"} == {
@@ -360,7 +360,7 @@ def test_a_band_is_the_mean_between_the_extremes_with_gaps_where_there_is_no_val
 
     rows = [(draw, x, None if x == 0.5 else x + draw * draw) for draw in range(3) for x in (0.0, 0.5, 1.0)]
     table = store.lines_table(dict(zip(("draw", "x", "loss"), map(list, zip(*rows, strict=True)), strict=True)))
-    figures_surface._band(Axes(), table, "loss", figures_surface.plots.looks(["a"])["a"], "-")  # type: ignore[arg-type]
+    figures_surface._band(Axes(), table, "loss", figures_surface.figures_runs.looks(["a"])["a"], "-")  # type: ignore[arg-type]
     x, y = drawn["line"]
     assert x == [0, 0.5, 1] and y[0] == pytest.approx(5 / 3) and y[1] != y[1] and y[2] == pytest.approx(8 / 3)
     assert drawn["band"][0][::2] == [0, 1] and drawn["band"][1][::2] == [4, 5]
