@@ -178,12 +178,12 @@ def read_for(
     from landscape_cli.store import checkpoints as minima
 
     about = minima.metadata(checkpoints[0])
-    if "settings" not in about:
+    if not isinstance(about.get("settings"), dict):
         raise Fault(f"{checkpoints[0]}: says nothing of its model and dataset: name them with --config CONFIG")
     from landscape_cli import config
 
-    own_config = {"name": about.get("run_id", "checkpoint"), **about["settings"]}
-    return resolved(config.of_settings(own_config, str(checkpoints[0]), sets), plugin, seeds)
+    settings = {"name": about.get("run_id", "checkpoint"), **about["settings"]}
+    return resolved(config.of_settings(settings, str(checkpoints[0]), sets), plugin, seeds)
 
 
 def measured(experiment: Experiment) -> list[Measurement]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,13 +66,19 @@ def adopt(session: Session, loaded: dict[Path, checkpoints.Minimum]) -> dict[str
         own_data = {"data": session.data_hash(session.runs[0].settings)}  # other data: its cells are no longer true
         data = checkpoints.to_bytes(replace(minimum, metadata=minimum.metadata | own_data))
         sha = hashlib.sha256(data).hexdigest()
-        stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in path.stem).strip("-._")[:50] or "checkpoint"
-        run_id = f"{stem}-{sha[:8]}"
+        run_id = f"{safe_stem(path)}-{sha[:8]}"
         file = f"minima/{run_id}.safetensors"
         store.write(session.folder / file, data)
         about: Record = {"run_id": run_id, "group": "checkpoint", "seed": minimum.metadata.get("seed"), "swept": {}}
         records[run_id] = CHECKPOINT | about | {"minimum": {"file": file, "sha256": sha}, "stack": [run_id]}
     return records
+
+
+def safe_stem(path: Path) -> str:
+    """What of a file's name a folder or file may be called: ASCII, letters without their accents."""
+    letters = unicodedata.normalize("NFKD", path.stem)
+    plain = (c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in letters if not unicodedata.combining(c))
+    return "".join(plain).strip("-._")[:50] or "checkpoint"
 
 
 def write_adopted(session: Session, records: dict[str, Record]) -> None:
