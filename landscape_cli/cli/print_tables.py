@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from landscape_cli.cli import terminal
+from landscape_cli.store import RUN_COLUMNS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -18,26 +19,20 @@ if TYPE_CHECKING:
 
 def runs(table: DataFrame) -> None:
     """runs.csv for a person."""
-    view = terminal.table(
-        "run",
-        "status",
-        "epochs",
-        "steps",
-        "train loss",
-        "test loss",
-        "test acc.",
-        "s",
-        right=(2, 3, 4, 5, 6, 7),
-        tight=(1,),
-    )
+    shown = [column for column in RUN_COLUMNS if column.heading]
+    numeric = tuple(i for i, column in enumerate(shown) if column.type != "str")
+    tight = tuple(i for i, column in enumerate(shown) if column.name == "status")
+    view = terminal.table(*(column.heading for column in shown), right=numeric, tight=tight)
     for row in table.to_dict("records"):
-        numbers = [terminal.number(row[k]) for k in ("train_loss", "test_loss", "test_accuracy", "seconds")]
-        counts = [terminal.number(row[k], 9) for k in ("epochs", "steps")]
-        cells = [row["run_id"], row["status"], *counts, *numbers]
-        terminal.add_row(view, [str(c) for c in cells], "" if row["status"] == "ok" else "yellow")
+        cells = [_cell_of(row[column.name], column.type) for column in shown]
+        terminal.add_row(view, cells, "" if row["status"] == "ok" else "yellow")
     terminal.stdout().print(view)
     for row in table[table["status"] != "ok"].to_dict("records"):
         terminal.warn(f"{row['run_id']}: {row['status']}: {row['message']}")
+
+
+def _cell_of(value: Any, kind: str) -> str:
+    return str(value) if kind == "str" else terminal.number(value, 9 if kind == "Int64" else 3)
 
 
 def metrics(table: DataFrame) -> None:
