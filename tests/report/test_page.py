@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from landscape_cli.experiment.draw import PICTURES
 from table_examples import GROUPS, draw_all, example
 
+from landscape_cli.experiment.drawing import PICTURES
 from landscape_cli.registry.errors import Fault
 from landscape_cli.report import page as report
 from landscape_cli.report import statistics
