@@ -24,6 +24,7 @@ import yaml
 from landscape_cli import registry
 from landscape_cli.report import statistics
 from landscape_cli.report.statistics import ALPHA, short, told
+from landscape_cli.store import columns
 
 HERE = Path(__file__).parent
 TABLES = HERE.parent / "results" / "reference" / "essay"
@@ -405,7 +406,7 @@ def verdict(t: Tables) -> dict[str, str]:
     same = {name: e.facts["same"] for name, e in registry.REGISTRY["metric"].items() if e.facts["same"]}
     count = statistics.hypotheses(t.comparison[t.comparison["p_holm"].notna()], same).nunique()
     floor = min(1.0, count * statistics.p_floor(*(int(t.row("train_loss")[f"{g}_n"]) for g in ("small", "large"))))
-    measures = [r for r in rows if r["metric"] not in (*statistics.OUTCOMES, "fisher_rank_deficit", *same)]
+    measures = [r for r in rows if r["metric"] not in (*columns.OUTCOMES, "fisher_rank_deficit", *same)]
     clear, smooth = [r for r in measures if direction(r)], [r for r in measures if "smooth" in claims_of(r)]
     apart = [r for r in smooth if direction(r)]
     said = (

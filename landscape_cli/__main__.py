@@ -4,45 +4,72 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+from types import FrameType
 
-import typer
+INTERRUPTED = "interrupted: what was finished is kept; the same command goes on"
+SHOW_CURSOR = "\x1b[?25h"  # a live line hides it
 
-from landscape_cli.cli import app
-from landscape_cli.registry.errors import Fault
+
+def run() -> None:
+    """`main` as a process: leaves at once, for tearing torch down takes seconds and all files are on disk."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # before the imports, which take a second
+        signal.signal(number, _leave)
+    _open_standard_streams()
+    from landscape_cli.cli import streams
+
+    streams.replace()
+    try:
+        main()
+    except SystemExit as done:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        os._exit(done.code if isinstance(done.code, int) else 0)
 
 
 def main() -> None:
     """Run the command line, and turn every fault into its line and exit code."""
+    import typer
+
+    from landscape_cli.cli import app
+    from landscape_cli.registry.errors import Fault
+
     debug = "--debug" in sys.argv
     try:
         code = app(prog_name="landscape", standalone_mode=False)
+        sys.stdout.flush()
     except Fault as fault:
         code = _complain(str(fault), fault.code, debug)
     except typer.Exit as done:
         code = done.exit_code
     except typer.Abort:
         code = 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing to say to it
-        code = 0
+    except SystemExit as left:  # we raise none: code of a plugin did
+        code = _complain(f"sys.exit({left.code!r}) was called by code of a plugin: let it raise an error", 2, debug)
     except Exception as error:
         code = _explain(error, debug)
     except BaseException as error:  # a signal; its class is torch's neighbour, and torch may not be loaded yet
         if type(error).__name__ != "Interrupted":
             raise
-        code = _complain("interrupted: what was finished is kept; the same command goes on", error.code, debug)  # type: ignore[attr-defined]
+        code = _complain(INTERRUPTED, error.code, debug)  # type: ignore[attr-defined]
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def run() -> None:
-    """`main` as a process: leaves at once, for tearing torch down takes seconds and all files are on disk."""
-    try:
-        main()
-    except SystemExit as done:
-        with contextlib.suppress(BrokenPipeError):
-            sys.stdout.flush()
-        os._exit(done.code if isinstance(done.code, int) else 0)
+def _leave(number: int, _: FrameType | None) -> None:
+    """What a signal does where nothing is being written: one line, and the exit code of a shell."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{SHOW_CURSOR if os.isatty(2) else ''}{INTERRUPTED}\n".encode())
+    os._exit(128 + number)
+
+
+def _open_standard_streams() -> None:
+    """Let streams that come closed go nowhere: else the next file that is opened takes the number of one."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
 def _complain(text: str, code: int, debug: bool) -> int:

@@ -15,7 +15,7 @@ from helpers import objective
 from pydantic import Field
 from torch.testing import assert_close
 
-from landscape_cli.cli import terminal
+from landscape_cli.cli import print_tables
 from landscape_cli.curvature.objective import Objective
 from landscape_cli.metrics.point import STATUS, Estimate, Point
 from landscape_cli.registry import DIRECTIONS, REGISTRY, Direction, Invariance, claims, describe, load_plugins, type_of
@@ -179,7 +179,7 @@ def test_the_verbose_list_says_all_of_a_metric(
     monkeypatch.setenv("COLUMNS", "100")
     every = [describe(entry) for entry in METRICS.values()]
     for about in every:
-        terminal.shelf([about], verbose=True)
+        print_tables.shelf([about], verbose=True)
         lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
         assert lines[0] == about["name"] and max(map(len, lines)) <= 100
         rows = {line.split()[0]: line for line in lines[2:] if line.strip()}

@@ -25,8 +25,11 @@ from landscape_cli.cli.options import (
     as_setting,
     leave,
     listed,
+    measured,
     opened,
     read_for,
+    show_report,
+    show_warnings,
 )
 from landscape_cli.registry.errors import Fault
 
@@ -65,27 +68,28 @@ def audit(
     checkpoints = [Path(target)] if config or Path(target).suffix in CHECKPOINTS else []
     driven = listed("--sharpen", sharpen)
     sets = [*(sets or []), *as_setting(metrics), *([f"audit.sharpen=[{','.join(driven)}]"] if driven else [])]
-    if checkpoints and run:
+    moved = listed("--runs", run)
+    if checkpoints and moved:
         raise Fault("--runs: a checkpoint has none")
     _, experiment = read_for(checkpoints, config or target, config is None, sets, plugin, seeds)
+    measured(experiment)
     from landscape_cli.audit import table as audits
-    from landscape_cli.cli import audit_table, terminal
+    from landscape_cli.cli import print_audit, progress, terminal
     from landscape_cli.experiment import audit as auditing
     from landscape_cli.experiment import result_tables
 
     if checkpoints:
-        with terminal.Progress(quiet) as watch:
-            session, table, said = auditing.run_checkpoints(experiment, checkpoints, results, device, watch)
-        for line in dict.fromkeys(session.warnings):
-            terminal.warn(line)
+        with progress.shown(quiet) as watch:
+            session, table, left_alone = auditing.run_checkpoints(experiment, checkpoints, results, device, watch)
+        show_warnings(session)
     else:
         with opened(experiment, results, device, quiet) as session:
-            table, said = auditing.run(session, listed("--runs", run), wait=wait)
+            table, left_alone = auditing.run(session, moved, wait=wait)
     free = audits.unclaimed(table)
     if json:
-        told = {"invariance": result_tables.as_json(table), "unclaimed": free, "not_applicable": said}
-        terminal.show_json(told | {"report": str(session.folder / "report.html")})
+        rows = {"invariance": result_tables.as_json(table), "unclaimed": free, "not_applicable": left_alone}
+        terminal.show_json(rows | {"report": session.report})
     else:
-        audit_table.show(table, said, free)
-        terminal.say(f"\nReport: {session.folder / 'report.html'}")
+        print_audit.show(table, left_alone, free)
+        show_report(session)
     leave(["failed"] if table["verdict"].isin(("broken", "failed")).any() else [])

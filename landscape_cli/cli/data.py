@@ -36,10 +36,11 @@ def fetch(
 
     Example: landscape data fetch cifar10
     """
-    from landscape_cli.cli import terminal
+    from landscape_cli.cli import progress, terminal
     from landscape_cli.data import download
+    from landscape_cli.engine import contained
 
     files = download.sources(name)
-    with download.Bars(quiet) as watch:
-        placed = [str(path) for path in download.fetch(files, root, watch)]
+    with progress.download(quiet) as watch:
+        placed = [str(path) for path in download.fetch(files, root, contained(watch, []))]
     terminal.show_json({"files": placed}) if json else terminal.say("\n".join(placed))

@@ -21,6 +21,7 @@ from landscape_cli.cli.options import (
     Shelf,
     Where,
     app,
+    load,
     opened,
     read,
 )
@@ -37,11 +38,10 @@ def report(
 
     Example: landscape report results/small-vs-large
     """
-    from landscape_cli import registry
+    load(None)
     from landscape_cli.cli import terminal
     from landscape_cli.experiment import drawing
 
-    registry.load_plugins([])
     page = drawing.rewrite_report(folder.resolve())
     terminal.show_json({"report": str(page)}) if json else terminal.say(str(page))
 
@@ -63,7 +63,7 @@ def show(
     Example: landscape show small-vs-large --set training.lr=0.05
     """
     tree, experiment = read(config, sets, plugin, seeds)
-    from landscape_cli.cli import terminal
+    from landscape_cli.cli import print_tables, terminal
     from landscape_cli.config import origins
     from landscape_cli.experiment import planning
 
@@ -73,8 +73,8 @@ def show(
     if json:
         terminal.show_json({"config": experiment.model_dump(), "plan": plan})
     else:
-        terminal.origins(values)
-        terminal.plan(plan)
+        print_tables.origins(values)
+        print_tables.plan(plan)
 
 
 @app.command(name="list", rich_help_panel=LOOKING)
@@ -91,7 +91,7 @@ def list_(
     Example: landscape list metrics --verbose
     """
     from landscape_cli import config, registry
-    from landscape_cli.cli import terminal
+    from landscape_cli.cli import print_tables, terminal
 
     if what == "configs":
         rows = [{"name": name, "summary": config.summary(path)} for name, path in config.shipped().items()]
@@ -100,9 +100,9 @@ def list_(
 
         rows = [{"name": name, "summary": t.summary, "keeps": t.keeps} for name, t in TRANSFORMS.items()]
     else:
-        registry.load_plugins(plugin or [])
+        load(plugin)
         rows = [registry.describe(entry) for entry in registry.REGISTRY[registry.SHELVES[what]].values()]
-    terminal.show_json({what: rows}) if json else terminal.shelf(rows, verbose)
+    terminal.show_json({what: rows}) if json else print_tables.shelf(rows, verbose)
 
 
 @app.command(rich_help_panel=LOOKING)
@@ -121,13 +121,14 @@ def doctor(
     Example: landscape doctor small-vs-large
     """
     experiment = read(config, None, plugin, None)[1] if config else None
-    from landscape_cli.cli import terminal
+    from landscape_cli.cli import print_tables, streams, terminal
     from landscape_cli.experiment import doctor
     from landscape_cli.experiment.session import open_session
 
-    session = open_session(experiment, results) if experiment else None
-    found = doctor.examine(results, session)
-    terminal.show_json({"findings": found}) if json else terminal.findings(found)
+    with streams.only_results():
+        session = open_session(experiment, results) if experiment else None
+        found = doctor.examine(results, session)
+    terminal.show_json({"findings": found}) if json else print_tables.findings(found)
 
 
 @app.command(rich_help_panel=LOOKING)
@@ -136,8 +137,8 @@ def schema(plugin: Plugins = None, debug: Debug = False) -> None:
 
     Example: landscape schema > landscape.schema.json
     """
-    from landscape_cli import config, registry
+    from landscape_cli import config
     from landscape_cli.cli import terminal
 
-    registry.load_plugins(plugin or [])
+    load(plugin)
     terminal.show_json(config.json_schema())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json as json_module
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,7 +13,7 @@ from landscape_cli import __version__
 from landscape_cli.registry.errors import Fault
 
 if TYPE_CHECKING:
-    from landscape_cli.config import Experiment, Tree
+    from landscape_cli.config import Experiment, Measurement, Tree
     from landscape_cli.experiment.session import Session
 
 app = typer.Typer(
@@ -75,10 +74,25 @@ def read(target: str, sets: list[str] | None, plugins: list[str] | None, seeds: 
     """A config as it stands, and the experiment that it describes."""
     from landscape_cli import config
 
-    tree = config.read(target, sets or [])  # syntax first: it needs no torch
+    return resolved(config.read(target, sets or []), plugins, seeds)  # syntax first: it needs no torch
+
+
+def resolved(tree: Tree, plugins: list[str] | None, seeds: int | None) -> tuple[Tree, Experiment]:
+    """The same of a config that has been read."""
+    from landscape_cli.cli import streams
     from landscape_cli.experiment import session
 
-    return tree, session.resolve(tree, plugins or [], seeds)
+    with streams.only_results():
+        return tree, session.resolve(tree, plugins or [], seeds)
+
+
+def load(plugins: list[str] | None) -> None:
+    """Fill the shelves; what plugins print goes to stderr."""
+    from landscape_cli import registry
+    from landscape_cli.cli import streams
+
+    with streams.only_results():
+        registry.load_plugins(plugins or [])
 
 
 def with_snapshots(experiment: Experiment, along: bool) -> Experiment:
@@ -98,18 +112,26 @@ def with_snapshots(experiment: Experiment, along: bool) -> Experiment:
 
 @contextlib.contextmanager
 def opened(experiment: Experiment, results: Path, device: Device, quiet: bool) -> Iterator[Session]:
-    """An open session with progress on stderr; its warnings are said at the end."""
-    from landscape_cli.cli import terminal
+    """An open session with progress on stderr; its warnings are shown at the end."""
+    from landscape_cli.cli import progress
     from landscape_cli.experiment.session import open_session
 
-    with terminal.Progress(quiet) as watch:
-        session = open_session(experiment, results, device, watch)
-        try:
+    session = None
+    try:
+        with progress.shown(quiet) as watch:
+            session = open_session(experiment, results, device, watch)
             yield session
-        finally:
-            watch.stop()
-            for line in dict.fromkeys(session.warnings):
-                terminal.warn(line)
+    finally:
+        if session:
+            show_warnings(session)
+
+
+def show_warnings(session: Session) -> None:
+    """What is to be known about the work, each line once."""
+    from landscape_cli.cli import terminal
+
+    for line in dict.fromkeys(session.warnings):
+        terminal.warn(line)
 
 
 def leave(statuses: Any) -> None:
@@ -118,23 +140,32 @@ def leave(statuses: Any) -> None:
         raise typer.Exit(3)
 
 
-def show_plan(session: Session, json: bool) -> None:
+def show_plan(plan: dict[str, Any], json: bool) -> None:
     """What `--dry-run` prints."""
-    from landscape_cli.cli import terminal
-    from landscape_cli.experiment import planning
+    from landscape_cli.cli import print_tables, terminal
 
-    plan = planning.plan(session)
-    terminal.show_json(plan) if json else terminal.plan(plan)
+    terminal.show_json(plan) if json else print_tables.plan(plan)
+
+
+def show_report(session: Session) -> None:
+    """Where the report is, if it could be drawn."""
+    from landscape_cli.cli import terminal
+
+    if session.report:
+        terminal.say(f"\nReport: {session.report}")
 
 
 CHECKPOINTS = (".pt", ".pth", ".safetensors")
 
 
 def as_setting(metrics: str | None) -> list[str]:
-    """What `--metrics` says, as `--set` would."""
-    if metrics is None:
+    """What `--metrics` says, as `--set` would.
+
+    Raises: Fault if it names nothing.
+    """
+    names = listed("--metrics", metrics)
+    if not names:
         return []
-    names = [name.strip() for name in metrics.split(",") if name.strip()]
     return [f"metrics={names[0]}" if names in (["default"], ["all"]) else f"metrics=[{', '.join(names)}]"]
 
 
@@ -147,14 +178,24 @@ def read_for(
     from landscape_cli.store import checkpoints as minima
 
     about = minima.metadata(checkpoints[0])
-    if "settings" not in about:
+    if not isinstance(about.get("settings"), dict):
         raise Fault(f"{checkpoints[0]}: says nothing of its model and dataset: name them with --config CONFIG")
-    import tempfile
+    from landscape_cli import config
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{checkpoints[0].stem}.yaml"
-        path.write_text(json_module.dumps({"name": about["run_id"], **about["settings"]}))
-        return read(str(path), sets, plugin, seeds)
+    settings = {"name": about.get("run_id", "checkpoint"), **about["settings"]}
+    return resolved(config.of_settings(settings, str(checkpoints[0]), sets), plugin, seeds)
+
+
+def measured(experiment: Experiment) -> list[Measurement]:
+    """The metrics of an experiment that is to be measured.
+
+    Raises: Fault if there are none.
+    """
+    from landscape_cli.config import measurements
+
+    if wanted := measurements(experiment):
+        return wanted
+    raise Fault("metrics: the list is empty, so there is nothing to measure: name metrics, or take `default`")
 
 
 @app.callback(invoke_without_command=True)

@@ -28,10 +28,13 @@ from landscape_cli.cli.options import (
     app,
     as_setting,
     leave,
+    measured,
     opened,
     read,
     read_for,
     show_plan,
+    show_report,
+    show_warnings,
     with_snapshots,
 )
 from landscape_cli.registry.errors import Fault
@@ -58,14 +61,17 @@ def train(
     """
     _, experiment = read(config, sets, plugin, seeds)
     with opened(experiment, results, device, quiet) as session:
-        from landscape_cli.cli import terminal
-        from landscape_cli.experiment import result_tables
+        from landscape_cli.cli import print_tables, terminal
+        from landscape_cli.experiment import planning, result_tables
         from landscape_cli.experiment.train import train as train_runs
 
         if dry_run:
-            return show_plan(session, json)
-        table = train_runs(session, fresh=fresh, wait=wait)
-    terminal.show_json({"runs": result_tables.as_json(table)}) if json else terminal.runs(table)
+            plan = planning.plan(session)
+        else:
+            table = train_runs(session, fresh=fresh, wait=wait)
+    if dry_run:
+        return show_plan(plan, json)
+    terminal.show_json({"runs": result_tables.as_json(table)}) if json else print_tables.runs(table)
     leave(table["status"])
 
 
@@ -95,7 +101,7 @@ def measure(
 
     Example: landscape measure model.pt --config my-experiment.yaml
     """
-    from landscape_cli.cli import terminal
+    from landscape_cli.cli import print_tables, progress, terminal
 
     checkpoints = [Path(t) for t in target] if config or Path(target[0]).suffix in CHECKPOINTS else []
     if checkpoints and along:
@@ -104,21 +110,21 @@ def measure(
         raise Fault(f"one config at a time, or checkpoints with --config: got {', '.join(target)}")
     sets = [*(sets or []), *as_setting(metrics)]
     _, experiment = read_for(checkpoints, config or target[0], config is None, sets, plugin, seeds)
-    from landscape_cli.config import measurements
     from landscape_cli.experiment import adopted, result_tables
     from landscape_cli.experiment.measure import measure as measure_runs
 
-    wanted = measurements(experiment)
+    wanted = measured(experiment)
     if checkpoints:
-        with terminal.Progress(quiet) as watch:
-            _, table = adopted.measure_checkpoints(experiment, checkpoints, results, wanted, device, watch)
+        with progress.shown(quiet) as watch:
+            session, table = adopted.measure_checkpoints(experiment, checkpoints, results, wanted, device, watch)
+        show_warnings(session)
     else:
         with opened(with_snapshots(experiment, along), results, device, quiet) as session:
             table = measure_runs(session, wanted, wait=wait)
     if json:
         terminal.show_json({"metrics": result_tables.as_json(table)})
     else:
-        terminal.metrics(table[table["epoch"].isna()])
+        print_tables.metrics(table[table["epoch"].isna()])
         for line in result_tables.trouble_along(table):
             terminal.warn(line)
     leave(table["status"])
@@ -149,22 +155,27 @@ def compare(
     """
     sets = [*(sets or []), *as_setting(metrics)]
     _, experiment = read(config, sets, plugin, seeds)
+    measured(experiment)
     with opened(with_snapshots(experiment, along), results, device, quiet) as session:
-        from landscape_cli.cli import terminal
-        from landscape_cli.experiment import result_tables
+        from landscape_cli.cli import print_tables, terminal
+        from landscape_cli.experiment import planning, result_tables
         from landscape_cli.experiment import surface as surfaces
         from landscape_cli.experiment.compare import compare as compare_groups
 
         if experiment.surface:
             surfaces.check(session, experiment.surface)
         if dry_run:
-            return show_plan(session, json)
-        table = compare_groups(session, fresh=fresh, wait=wait, around=surfaces.around)
+            plan = planning.plan(session)
+        else:
+            table = compare_groups(session, fresh=fresh, wait=wait, around=surfaces.around)
+    if dry_run:
+        return show_plan(plan, json)
     runs, failures = result_tables.outcome(session)
     if json:
-        terminal.show_json({"comparison": result_tables.as_json(table), "report": str(session.folder / "report.html")})
+        terminal.show_json({"comparison": result_tables.as_json(table), "report": session.report})
     else:
-        terminal.comparison(table, session.groups, runs, session.folder)
+        print_tables.comparison(table, session.groups, runs)
+        show_report(session)
     for line in failures:
         terminal.warn(line)
     leave(["failed"] if failures else [])

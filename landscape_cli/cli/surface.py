@@ -26,6 +26,8 @@ from landscape_cli.cli.options import (
     listed,
     opened,
     read_for,
+    show_report,
+    show_warnings,
 )
 from landscape_cli.registry.errors import Fault
 
@@ -104,7 +106,7 @@ def surface(
         _, experiment = read_for(checkpoints, config or target[0], config is None, [*(sets or []), *own], plugin, seeds)
     except Fault as fault:  # of options, in the words in which they were given
         raise Fault(re.sub(r"--set surface\.(\w+)=", r"--\1 ", str(fault)), fault.code) from None
-    from landscape_cli.cli import terminal
+    from landscape_cli.cli import progress, terminal
     from landscape_cli.experiment import result_tables
     from landscape_cli.experiment import surface as surfaces
     from landscape_cli.store import directions as files_of_directions
@@ -112,16 +114,17 @@ def surface(
     runs = listed("--runs", run) if run is not None else None
     asked = surfaces.asked_for(experiment.surface, given, directions, runs)
     if checkpoints:
-        with terminal.Progress(quiet) as watch:
+        with progress.shown(quiet) as watch:
             session, tables = surfaces.run_checkpoints(experiment, checkpoints, asked, results, device, watch)
+        show_warnings(session)
     else:
         with opened(experiment, results, device, quiet) as session:
             tables = surfaces.run(session, asked, wait=wait)
     for line in session.failures:
         terminal.warn(line)
     if json:
-        told = {run_id: result_tables.as_json(table) for run_id, table in tables.items()}
-        terminal.show_json({"surfaces": told, "report": str(session.folder / "report.html")})
+        rows = {run_id: result_tables.as_json(table) for run_id, table in tables.items()}
+        terminal.show_json({"surfaces": rows, "report": session.report})
         leave(["failed"] if session.failures else [])
         return
     for run_id, table in tables.items():
@@ -130,5 +133,5 @@ def surface(
             f"{run_id}: {surfaces.summary(table, files_of_directions.facts(path.with_suffix('.safetensors')))}"
         )
         terminal.say(f"  {path}")
-    terminal.say(f"\nReport: {session.folder / 'report.html'}")
+    show_report(session)
     leave(["failed"] if session.failures else [])

@@ -6,7 +6,7 @@ Imports `registry` only. Begin with schema.py; reading.py reads a file, grid.py 
 from landscape_cli.config.grid import Measurement, Run, expand, measurements, setting
 from landscape_cli.config.identity import canonical, digest
 from landscape_cli.config.json_schema import json_schema
-from landscape_cli.config.reading import dump, find, origins, read, resolve, shipped, summary
+from landscape_cli.config.reading import dump, find, of_settings, origins, read, resolve, shipped, summary
 from landscape_cli.config.schema import Audit, Compare, Experiment, Stop, Surface, Training
 from landscape_cli.config.yaml_tree import Tree
 
@@ -27,6 +27,7 @@ __all__ = [
     "find",
     "json_schema",
     "measurements",
+    "of_settings",
     "origins",
     "read",
     "resolve",

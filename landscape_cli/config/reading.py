@@ -72,6 +72,17 @@ def read(target: str, sets: Sequence[str] = ()) -> Tree:
     return yaml_tree.override(tree, sets)
 
 
+def of_settings(settings: dict[str, Any], source: str, sets: Sequence[str] = ()) -> Tree:
+    """The same of settings that are no YAML, such as those in a checkpoint of ours.
+
+    Args:
+        settings: as in a file.
+        source: where they stand, for messages.
+        sets: as `read` takes them.
+    """
+    return yaml_tree.override(Tree(printable(source), settings), sets)
+
+
 def resolve(tree: Tree) -> Experiment:
     """The experiment that a config describes, with all defaults.
 

@@ -8,10 +8,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from rich import progress as bars
-from rich.console import Console
 
 from landscape_cli.registry.errors import Fault
 
@@ -104,27 +100,3 @@ def _md5(path: Path) -> str:
         while piece := file.read(2**20):
             total.update(piece)
     return total.hexdigest()
-
-
-class Bars:
-    """Progress of a download on a terminal: file, bytes, speed, time left."""
-
-    def __init__(self, quiet: bool) -> None:
-        columns = (bars.DownloadColumn(), bars.TransferSpeedColumn(), bars.TimeRemainingColumn())
-        console = Console(stderr=True)
-        shown = not quiet and console.is_terminal
-        self.bars = bars.Progress(bars.TextColumn("{task.description}"), *columns, console=console, disable=not shown)
-        self.tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> Bars:
-        self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
-
-    def __call__(self, file: str, there: int, total: int) -> None:
-        """So many bytes of a file are there."""
-        if file not in self.tasks:
-            self.tasks[file] = self.bars.add_task(file)
-        self.bars.update(self.tasks[file], completed=there, total=total or None)

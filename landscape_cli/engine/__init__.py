@@ -4,5 +4,16 @@ Imports `registry` only. Begin with local.py.
 """
 
 from landscape_cli.engine.local import Interrupted, check, device, facts, interrupted, interruptible, on_threads
+from landscape_cli.engine.watch import Watch, contained
 
-__all__ = ["Interrupted", "check", "device", "facts", "interrupted", "interruptible", "on_threads"]
+__all__ = [
+    "Interrupted",
+    "Watch",
+    "check",
+    "contained",
+    "device",
+    "facts",
+    "interrupted",
+    "interruptible",
+    "on_threads",
+]

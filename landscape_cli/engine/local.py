@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -31,12 +32,15 @@ class Interrupted(BaseException):
 def interruptible() -> Iterator[None]:
     """First SIGINT or SIGTERM: noted, and raised by `check` at the next safe place. A second one ends at once."""
 
-    def note(number: int, _: FrameType | None) -> None:
-        if _pending:
+    def note(number: int, frame: FrameType | None) -> None:
+        if not _pending:
+            _pending.append(number)
+        elif callable(at_once := before[number]):
+            at_once(number, frame)
+        else:
             os._exit(128 + number)
-        _pending.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from landscape_cli.experiment.measure import measure_missing
 from landscape_cli.experiment.result_tables import metrics_table
 from landscape_cli.experiment.session import Record, Session, open_session, writing
 from landscape_cli.store import checkpoints
+from landscape_cli.store.columns import OUTCOMES
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -41,7 +43,7 @@ def measure_checkpoints(
         for record in records.values():
             own = table[(table["run_id"] == record["run_id"]) & (table["setting"] == "")]
             scores = dict(zip(own["metric"], own["value"], strict=True))
-            record |= {k: scores.get(k) for k in SCORES}
+            record |= {k: scores.get(k) for k in OUTCOMES}
         write_adopted(session, records)
     return session, table
 
@@ -65,13 +67,20 @@ def adopt(session: Session, loaded: dict[Path, checkpoints.Minimum]) -> dict[str
         own_data = {"data": session.data_hash(session.runs[0].settings)}  # other data: its cells are no longer true
         data = checkpoints.to_bytes(replace(minimum, metadata=minimum.metadata | own_data))
         sha = hashlib.sha256(data).hexdigest()
-        stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in path.stem).strip("-._")[:50] or "checkpoint"
-        run_id = f"{stem}-{sha[:8]}"
+        run_id = f"{safe_stem(path)}-{sha[:8]}"
         file = f"minima/{run_id}.safetensors"
         store.write(session.folder / file, data)
-        about: Record = {"run_id": run_id, "group": "checkpoint", "seed": minimum.metadata.get("seed"), "swept": {}}
-        records[run_id] = CHECKPOINT | about | {"minimum": {"file": file, "sha256": sha}, "stack": [run_id]}
+        about = {"run_id": run_id, "group": "checkpoint", "seed": minimum.metadata.get("seed")}
+        beside = {"minimum": {"file": file, "sha256": sha}, "stack": [run_id]}
+        records[run_id] = store.run_record(CHECKPOINT | about, BESIDE | beside)
     return records
+
+
+def safe_stem(path: Path) -> str:
+    """What of a file's name a folder or file may be called: ASCII, letters without their accents."""
+    letters = unicodedata.normalize("NFKD", path.stem)
+    plain = (c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in letters if not unicodedata.combining(c))
+    return "".join(plain).strip("-._")[:50] or "checkpoint"
 
 
 def write_adopted(session: Session, records: dict[str, Record]) -> None:
@@ -80,16 +89,6 @@ def write_adopted(session: Session, records: dict[str, Record]) -> None:
     store.write(session.folder / "runs.csv", store.table_bytes(store.runs_table(list(records.values()))))
 
 
-SCORES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "loss_gap", "accuracy_gap")
-
-
-CHECKPOINT: Record = {
-    "format": store.FORMAT,
-    "status": "ok",
-    "epochs": None,
-    "steps": None,
-    "seconds": None,
-    "stack_size": 1,
-    "message": "",
-    "history": {"epoch": [], "step": [], "train_loss": []},
-}
+# What is known of a network that was trained elsewhere.
+CHECKPOINT = {column.name: None for column in store.RUN_COLUMNS} | {"status": "ok", "stack_size": 1, "message": ""}
+BESIDE = {"format": store.FORMAT, "swept": {}, "history": {"epoch": [], "step": [], "train_loss": []}}

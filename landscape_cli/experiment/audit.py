@@ -107,7 +107,7 @@ def _audit(
             store.write_curves(session.folder, {"lines": store.table_bytes(store.lines_table(curves))}, [])
     table = store.invariance_table(rows)
     store.write(session.folder / "invariance.csv", store.table_bytes(table))
-    drawing.draw(session.folder, list(session.finished().values()) or chosen, session.groups, session)
+    drawing.draw_of(session, list(session.finished().values()) or chosen)
     return table, list(said)
 
 

@@ -47,5 +47,5 @@ def compare(
         store.write(session.folder / "comparison.csv", store.table_bytes(table))
         if around:
             around(session, records)
-        drawing.draw(session.folder, list(records.values()), session.groups, session)
+        drawing.draw_of(session, list(records.values()))
     return table

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from landscape_cli import config, registry, store
 from landscape_cli.experiment.session import Record, Session
 from landscape_cli.registry import REGISTRY
-from landscape_cli.registry.errors import Fault
+from landscape_cli.registry.errors import Fault, reason
 from landscape_cli.report import page as report
 from landscape_cli.report import statistics
 
@@ -37,6 +37,16 @@ PICTURES = (
     "surface_line_curvature",
     "surface_path_curvature",
 )
+
+
+def draw_of(session: Session, records: Sequence[Record]) -> None:
+    """Figures and report of a session; that they cannot be drawn is a warning, for the tables are written."""
+    try:
+        draw(session.folder, records, session.groups, session)
+        session.report = session.folder / "report.html"
+    except (Exception, SystemExit) as error:
+        remedy = f"run `landscape report {session.folder}`"
+        session.warnings.append(f"figures were not drawn: {reason(error)}: {remedy}")
 
 
 def draw(folder: Path, records: Sequence[Record], groups: list[str], session: Session | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,12 +18,12 @@ from landscape_cli import config, engine, network, registry, store
 from landscape_cli.config import Experiment, Run
 from landscape_cli.data.datasets import Data
 from landscape_cli.data.datasets import load as load_data
+from landscape_cli.engine import Watch, contained
 from landscape_cli.experiment import stacks
 from landscape_cli.network import Network
 from landscape_cli.network.models import build_module
-from landscape_cli.registry.errors import Fault
+from landscape_cli.registry.errors import Fault, reason
 
-Watch = Callable[[str, dict[str, Any]], None]  # event, facts; see console.Progress
 Record = dict[str, Any]  # as in runs/<run_id>.json
 
 
@@ -38,6 +38,7 @@ class Session:
     watch: Watch = lambda event, facts: None
     warnings: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)  # what could not be made while the rest was
+    report: Path | None = None  # of the tables as they are; none where it could not be drawn
     _data: dict[str, Data] = field(default_factory=dict)
 
     def data(self, settings: dict[str, Any]) -> Data:
@@ -115,7 +116,7 @@ def open_session(experiment: Experiment, results: Path, device: str = "auto", wa
     """
     folder = results / store.check_name(experiment.name)
     session = Session(experiment, config.expand(experiment), folder, engine.device(device))
-    session.watch = watch or session.watch
+    session.watch = contained(watch, session.warnings) if watch else session.watch
     config.measurements(experiment)
     records = session.finished()
     for run in {stacks.shape_key(run): run for run in session.runs if run.run_id not in records}.values():
@@ -139,4 +140,12 @@ def writing(session: Session, wait: bool = False) -> Iterator[None]:
             engine.check()  # a signal that came with the last figures
         finally:
             if session.folder.is_dir():
-                store.write_manifest(session.folder, sys.argv, started, engine.facts(session.device))
+                _write_manifest(session, started)
+
+
+def _write_manifest(session: Session, started: datetime) -> None:
+    """How the results came to be; that it cannot be said is no reason to lose them."""
+    try:
+        store.write_manifest(session.folder, sys.argv, started, engine.facts(session.device))
+    except Exception as error:
+        session.warnings.append(f"{session.folder / 'manifest.json'}: was not written: {reason(error)}")

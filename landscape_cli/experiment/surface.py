@@ -75,7 +75,7 @@ def run(session: Session, asked: Surface, *, wait: bool = False) -> dict[str, Da
         records = train_missing(session, set(chosen))
         runs_table(session)
         found = surfaces_of(session, [records[i] for i in chosen], settings_of, asked)
-        drawing.draw(session.folder, list(session.finished().values()), session.groups, session)
+        drawing.draw_of(session, list(session.finished().values()))
         return found
 
 
@@ -96,7 +96,7 @@ def run_checkpoints(
         adopted.write_adopted(session, records)
         settings_of = dict.fromkeys(records, session.runs[0].settings)
         found = surfaces_of(session, list(records.values()), settings_of, asked)
-        drawing.draw(session.folder, list(records.values()), session.groups, session)
+        drawing.draw_of(session, list(records.values()))
         return session, found
 
 

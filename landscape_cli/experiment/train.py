@@ -109,12 +109,10 @@ def _record(
         scores |= {f"{split}_loss": at.loss(theta).item(), f"{split}_accuracy": right.double().mean().item()}
     scores["loss_gap"] = scores["test_loss"] - scores["train_loss"]
     scores["accuracy_gap"] = scores["train_accuracy"] - scores["test_accuracy"]
-    return {
-        "format": store.FORMAT,
+    columns = {
         "run_id": run.run_id,
         "group": run.group,
         "seed": run.seed,
-        "swept": run.swept,
         "status": outcome.status,
         "epochs": outcome.epochs,
         "steps": outcome.steps,
@@ -122,10 +120,15 @@ def _record(
         "seconds": state.seconds[outcome.row],
         "stack_size": size,
         "message": outcome.message,
+    }
+    beside = {
+        "format": store.FORMAT,
+        "swept": run.swept,
         "minimum": {"file": f"minima/{run.run_id}.safetensors"},
         "data": session.data_hash(run.settings),
         "history": state.history[outcome.row],
     }
+    return store.run_record(columns, beside)
 
 
 def forget(session: Session) -> None:

@@ -23,7 +23,7 @@ def evaluate(at: Point, name: str, own: dict[str, Any]) -> dict[str, Estimate]:
         try:
             found = REGISTRY["metric"][name].function(at, **own)
             _check_shapes(found if isinstance(found, dict) else {"": found}, at)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             nothing = torch.full((len(at.theta),), torch.nan, dtype=torch.float64)
             said = (str(error).splitlines() or [""])[0]

@@ -6,6 +6,7 @@ This module imports neither torch nor pydantic when loaded, so that `landscape -
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +28,7 @@ Share = Annotated[float, Ge(0), Lt(1)]
 Kind = Literal["model", "dataset", "metric"]
 Invariance = Literal["none", "permutation", "global", "scale", "filter", "smooth", "output"]
 Direction = Literal["sharp", "flat", "none"]
+FILE = "landscape_plugin_"  # what the names of modules begin with that `--plugin FILE` makes
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 DIRECTIONS: dict[str, str] = {
@@ -77,12 +79,26 @@ REGISTRY: dict[Kind, dict[str, Entry]] = {"model": {}, "dataset": {}, "metric": 
 def _register(kind: Kind, **facts: Any) -> Callable[[Function], Function]:
     def put(function: Function) -> Function:
         known = REGISTRY[kind].get(function.__name__)
-        if known and known.function.__module__ != function.__module__:
-            raise Fault(f"{kind} {function.__name__!r} is already registered by {known.function.__module__}")
+        module = function.__module__
+        if known and (known.function.__module__ != module or module.startswith(FILE)):  # a notebook may do so again
+            raise Fault(f"{kind} {function.__name__!r} is already registered by {_origin(known)}")
         REGISTRY[kind][function.__name__] = Entry(function.__name__, kind, function, facts)
         return function
 
     return put
+
+
+def _origin(entry: Entry) -> str:
+    """The module of an entry; of one from a file, the file."""
+    module = entry.function.__module__
+    return str(getattr(sys.modules.get(module), "__file__", module)) if module.startswith(FILE) else module
+
+
+def withdraw(module: str) -> None:
+    """Take what a module has registered off the shelves."""
+    for shelf in REGISTRY.values():
+        for name in [name for name, entry in shelf.items() if entry.function.__module__ == module]:
+            del shelf[name]
 
 
 def model(function: Function) -> Function:

@@ -12,3 +12,8 @@ class Fault(Exception):
     def __init__(self, lines: str, code: int = 2) -> None:
         super().__init__(lines)
         self.code = code
+
+
+def reason(error: BaseException) -> str:
+    """An exception of other code in one line: its class, and the first line of what it says."""
+    return ": ".join(filter(None, [type(error).__name__, *str(error).strip().splitlines()[:1]]))

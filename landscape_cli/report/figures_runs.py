@@ -18,7 +18,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from pandas import DataFrame
 from scipy import stats
 
-from landscape_cli.report.statistics import OUTCOMES, Values, at_radii, shorten, t_interval, usable
+from landscape_cli.report.statistics import Values, at_radii, shorten, t_interval, usable
+from landscape_cli.store.columns import OUTCOMES
 from landscape_cli.store.files import write_many
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito 2008: colour-blind safe

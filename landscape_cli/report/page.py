@@ -17,7 +17,6 @@ from landscape_cli.registry.errors import Fault
 from landscape_cli.report.statistics import (
     ALPHA,
     NO_NAMES,
-    OUTCOMES,
     collapsed,
     group_names,
     hypotheses,
@@ -26,6 +25,7 @@ from landscape_cli.report.statistics import (
     short,
     t_interval,
 )
+from landscape_cli.store.columns import OUTCOMES, RUN_COLUMNS, SWEPT, TYPES
 from landscape_cli.store.tables import read_table
 
 CAPTIONS = {  # plot's stem: title, what it shows; in the order of the page
@@ -111,21 +111,7 @@ CAPTIONS = {  # plot's stem: title, what it shows; in the order of the page
     ),
     "training_curves": ("Training", "Loss on the training set, a line a run, against updates and against passes."),
 }
-RUN_COLUMNS = {
-    "run_id": "name of the run: its settings, seed and a hash of both",
-    "group": "what the comparison is by",
-    "seed": "of initialization and shuffling",
-    "status": "ok, or why the run is left out of the comparison",
-    "epochs": "passes over the training set",
-    "steps": "minibatch updates",
-    "train_loss": "mean loss on the training set",
-    "test_loss": "mean loss on the test set",
-    "train_accuracy": "share of the training set that is right",
-    "test_accuracy": "share of the test set that is right",
-    "loss_gap": "test loss minus train loss",
-    "accuracy_gap": "train accuracy minus test accuracy",
-    "seconds": "training time of the run's stack, shared among its runs",
-}
+RUN_MEANINGS = {column.name: column.meaning for column in RUN_COLUMNS if column.in_report}
 
 
 class Figure(NamedTuple):
@@ -357,7 +343,7 @@ def render(folder: Path, about: Mapping[str, str] = NO_NAMES, same: Mapping[str,
         raise Fault(f"{folder}: runs.csv is missing: run `landscape train` or `landscape compare` first")
     runs, metrics, comparison = (table(folder / f"{name}.csv") for name in ("runs", "metrics", "comparison"))
     config, manifest = folder / "experiment.yaml", read_json(folder / "manifest.json")
-    known = [c for c in runs.columns if c not in ("stack_size", "message")]
+    known = [c for c in runs.columns if c in RUN_MEANINGS or c not in TYPES]
     page = environment().get_template("report.html.j2")
     html = page.render(
         name=folder.resolve().name,
@@ -367,7 +353,7 @@ def render(folder: Path, about: Mapping[str, str] = NO_NAMES, same: Mapping[str,
         floor=floor_note(comparison),
         figures=figures(folder / "plots"),
         failures=failures(runs, metrics),
-        run_columns={c: RUN_COLUMNS.get(c, "setting that the experiment sweeps") for c in known},
+        run_columns={c: RUN_MEANINGS.get(c, SWEPT) for c in known},
         runs=runs[known].astype(object).to_dict("records"),
         settings=config.read_text(encoding="utf-8") if config.exists() else "",
         manifest=json.dumps(manifest, indent=2, ensure_ascii=False) if manifest else "",

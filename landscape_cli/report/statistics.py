@@ -14,7 +14,6 @@ from landscape_cli.config.yaml_tree import flow
 
 Values = NDArray[np.float64]
 
-OUTCOMES = ("train_loss", "test_loss", "train_accuracy", "test_accuracy", "loss_gap", "accuracy_gap")
 LEVEL = 0.95  # of every interval
 ALPHA = 0.05  # p_holm below this is a difference
 EXACT_UP_TO = 30  # values in a group: above, the normal approximation is good and the exact count slow

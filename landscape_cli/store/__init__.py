@@ -1,9 +1,11 @@
 """The results folder: atomic files, lock, run records, cells, checkpoints, tables; the only one that writes results.
 
-Imports `registry` only. Begin with folder.py; what a checkpoint holds is in checkpoints.py, a column in tables.py.
+Imports `registry` only. Begin with folder.py; what a checkpoint holds is in checkpoints.py, a column of a run in
+columns.py.
 """
 
 from landscape_cli.store.cells import cell_path, has_vectors, read_cells, vectors_path, write_cells
+from landscape_cli.store.columns import RUN_COLUMNS, run_record
 from landscape_cli.store.files import file_hash, write, write_many
 from landscape_cli.store.folder import LOCK, OWNER, check_name, lock, open_folder
 from landscape_cli.store.json_files import FORMAT
@@ -25,6 +27,7 @@ __all__ = [
     "LOCK",
     "MANIFEST",
     "OWNER",
+    "RUN_COLUMNS",
     "cell_path",
     "check_name",
     "curve_tables",
@@ -38,6 +41,7 @@ __all__ = [
     "read_cells",
     "read_runs",
     "read_table",
+    "run_record",
     "runs_table",
     "table_bytes",
     "vectors_path",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import warnings
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def read(path: Path, module: nn.Module) -> Minimum:
 
     Raises: Fault if it is missing, unreadable, would have to execute code, or belongs to another network.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # false, too, of a name that is too long
         raise Fault(f"{path}: no such checkpoint", code=5)
     state, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), {})
     initial = {n.removeprefix(INITIAL): t for n, t in state.items() if n.startswith(INITIAL)}
@@ -69,7 +70,7 @@ def read(path: Path, module: nn.Module) -> Minimum:
 
 def metadata(path: Path) -> dict[str, Any]:
     """What our own file says of itself; empty for any other."""
-    return _read_safetensors(path)[1] if path.suffix == ".safetensors" and path.is_file() else {}
+    return _read_safetensors(path)[1] if path.suffix == ".safetensors" and os.path.isfile(path) else {}
 
 
 def stack(

@@ -10,24 +10,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landscape_cli.registry.errors import Fault
+from landscape_cli.store.columns import IDENTITY, TYPES, row_of
 from landscape_cli.store.files import no_link, sync_folder, write_fault, write_many
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 # Columns of the contract with their types, in its order; a column not named here is what its cells are.
-RUN = {"run_id": "str", "group": "str", "seed": "Int64"}
-OUTCOMES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "loss_gap", "accuracy_gap", "seconds")
-ENDED = {"status": "str", "epochs": "Int64", "steps": "Int64", **dict.fromkeys(OUTCOMES, "float64")}
-ENDED |= {"stack_size": "Int64", "message": "str"}
-METRICS = RUN | {"epoch": "Int64", "metric": "str", "setting": "str", "value": "float64", "standard_error": "float64"}
+METRICS = IDENTITY | {
+    "epoch": "Int64",
+    "metric": "str",
+    "setting": "str",
+    "value": "float64",
+    "standard_error": "float64",
+}
 METRICS |= {"samples": "Int64", "iterations": "Int64", "residual": "float64", "seconds": "float64"}
 METRICS |= {"status": "str", "message": "str"}
 INVARIANCE = {"run_id": "str", "metric": "str", "setting": "str", "transform": "str"}
 INVARIANCE |= dict.fromkeys(("strength", "before", "after", "ratio", "standard_error", "tolerance"), "float64")
 INVARIANCE |= {"claim": "str", "verdict": "str"}
-CURVES = RUN | {"epoch": "Int64", "setting": "str"}  # then the columns of the curve itself
-KINDS = ENDED | METRICS | INVARIANCE | dict.fromkeys(("target", "split"), "str")
+CURVES = IDENTITY | {"epoch": "Int64", "setting": "str"}  # then the columns of the curve itself
+KINDS = TYPES | METRICS | INVARIANCE | dict.fromkeys(("target", "split"), "str")
 
 INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,18})")
 FLOAT = re.compile(r"-?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=e))(?:e[+-]?[0-9]+)?|-?inf", re.IGNORECASE)
@@ -43,10 +46,10 @@ def runs_table(records: Sequence[dict[str, Any]]) -> "DataFrame":
     Args:
         records: run records, in the order of the rows.
     Returns: a row a run; swept settings stand between seed and status, by their dotted keys.
+    Raises: Fault if a record holds what is no column.
     """
     swept = dict.fromkeys(key for record in records for key in record["swept"])
-    rows = [{**record["swept"], **record} for record in records]
-    return _frame(rows, [*RUN, *swept, *ENDED])
+    return _frame([row_of(record) for record in records], list(IDENTITY | swept | TYPES))
 
 
 def metrics_table(

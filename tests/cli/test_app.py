@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def test_a_closed_pipe_is_silent() -> None:
         "from landscape_cli import __main__, registry\n"
         "registry.describe = lambda e: {'name': 'n' * 60, 'summary': 's' * 60}\n"
         "registry.load_plugins = lambda names: registry.REGISTRY['model'].update({str(i): None for i in range(9000)})\n"
-        "__main__.main()"
+        "__main__.run()"
     )
     command = [sys.executable, "-c", code, "list", "models"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -215,3 +216,25 @@ def test_list(what: str, call: Call) -> None:
 def test_schema_is_json(call: Call) -> None:
     code, out, err = call("schema")
     assert (code, err) == (0, "") and "training" in json.loads(out)["properties"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["typer", "landscape_cli.cli", "pydantic", "torch"])
+def test_an_early_signal_is_one_line(module: str, number: int, tmp_path: Path) -> None:
+    """Ctrl-C and TERM in the middle of the imports."""
+    code = f"""
+import builtins, os, sys
+plain, sent = builtins.__import__, []
+def hooked(name, *args, **options):
+    if name.startswith({module!r}) and not sent:
+        sent.append(name)
+        os.kill(os.getpid(), {int(number)})
+    return plain(name, *args, **options)
+from landscape_cli.__main__ import run
+builtins.__import__ = hooked
+sys.argv = ["landscape", "list", "models"]
+run()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (128 + number, "")
+    assert done.stderr == "interrupted: what was finished is kept; the same command goes on\n"

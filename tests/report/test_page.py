@@ -13,6 +13,7 @@ from landscape_cli.experiment.drawing import PICTURES
 from landscape_cli.registry.errors import Fault
 from landscape_cli.report import page as report
 from landscape_cli.report import statistics
+from landscape_cli.store import columns
 from landscape_cli.store.tables import table_bytes
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -69,7 +70,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_headline_says_what_the_tables_say(two: Path) -> None:
     runs, comparison = report.table(two / "runs.csv"), report.table(two / "comparison.csv")
-    low = comparison[~comparison["metric"].isin(statistics.OUTCOMES)]
+    low = comparison[~comparison["metric"].isin(columns.OUTCOMES)]
     text = report.headline(runs, comparison)
     small = runs.loc[(runs["group"] == "small") & (runs["status"] == "ok"), "test_accuracy"]
     assert f"Test accuracy: small {small.mean() * 100:.1f} % (95 % interval " in text

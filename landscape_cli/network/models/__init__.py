@@ -10,7 +10,7 @@ from torch import nn
 
 from landscape_cli.network.models import convolutional, dense, published, residual
 from landscape_cli.registry import REGISTRY
-from landscape_cli.registry.errors import Fault
+from landscape_cli.registry.errors import Fault, reason
 
 __all__ = ["build_module", "convolutional", "dense", "published", "residual"]
 
@@ -35,10 +35,9 @@ def build_module(spec: dict[str, Any], input_shape: tuple[int, ...], num_classes
             logits = module.eval()(torch.zeros(2, *input_shape, dtype=next(module.parameters()).dtype))
     except Fault:
         raise
-    except Exception as error:
-        said = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
-        shape = tuple(input_shape)
-        raise Fault(f"model.name: {spec['name']!r} does not take inputs of shape {shape} ({said})") from error
+    except (Exception, SystemExit) as error:
+        wrong = f"does not take inputs of shape {tuple(input_shape)} ({reason(error)})"
+        raise Fault(f"model.name: {spec['name']!r} {wrong}") from error
     if logits.shape != (2, num_classes):
         raise Fault(
             f"model.name: {spec['name']!r} gives {tuple(logits.shape[1:])} values a sample, {num_classes} are due"

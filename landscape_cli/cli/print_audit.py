@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from landscape_cli.audit.table import heading, worst_first
-from landscape_cli.cli import terminal
+from landscape_cli.cli import print_tables, terminal
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -16,12 +16,12 @@ COLORS = {"holds": "green", "broken": "bold red", "never claimed": "default", "u
 COLORS |= {"failed": "red", "not checked": "yellow"}
 
 
-def show(table: DataFrame, said: list[str], unclaimed: list[str]) -> None:
+def show(table: DataFrame, not_applicable: list[str], unclaimed: list[str]) -> None:
     """The matrix of ratios, worst first, and below it what is to be known.
 
     Args:
         table: invariance.csv.
-        said: what the transforms left alone, and why.
+        not_applicable: what the transforms left alone, and why.
         unclaimed: invariances that hold and that no metric claims.
     """
     from landscape_cli.audit.table import TRANSFORMS
@@ -46,23 +46,23 @@ def show(table: DataFrame, said: list[str], unclaimed: list[str]) -> None:
         )
     for line in unclaimed:
         terminal.say(f"holds, but is not claimed: {line}")
-    for line in said:
+    for line in not_applicable:
         terminal.say(f"not applicable: {line}")
 
 
 def _matrix(table: DataFrame) -> None:
     columns = list(dict.fromkeys(zip(table["transform"], table["strength"], strict=True)))
     used = [c for c in columns if (table["verdict"][table["transform"] == c[0]] != "not applicable").any()]
-    view = terminal._table("metric", *(heading(*c) for c in used), right=tuple(range(1, len(used) + 1)))
+    view = terminal.table("metric", *(heading(*c) for c in used), right=tuple(range(1, len(used) + 1)))
     cells = {(r["metric"], r["setting"], r["transform"], r["strength"]): r for r in table.to_dict("records")}
     if not used:
         terminal.say("no metric has a value at this minimum")
         return
     for metric, setting in worst_first(table):
         rows = [cells[metric, setting, *c] for c in used]
-        name = terminal._label(rows[0], set(), terminal._out().width)
+        name = print_tables.label(rows[0], set(), terminal.stdout().width)
         view.add_row(Text(terminal.safe(name)), *(_cell(row) for row in rows))
-    terminal._out().print(view)
+    terminal.stdout().print(view)
 
 
 def _name(row: dict[Any, Any]) -> str:
