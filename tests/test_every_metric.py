@@ -17,8 +17,23 @@ from torch.testing import assert_close
 
 from landscape_cli.cli import print_tables
 from landscape_cli.curvature.objective import Objective
+from landscape_cli.loss import SOFTMAX, Loss, Outputs
+from landscape_cli.metrics.evaluate import evaluate
 from landscape_cli.metrics.point import STATUS, Estimate, Point
-from landscape_cli.registry import DIRECTIONS, REGISTRY, Direction, Invariance, claims, describe, load_plugins, type_of
+from landscape_cli.registry import (
+    DIRECTIONS,
+    NEEDS,
+    REGISTRY,
+    Direction,
+    Invariance,
+    claims,
+    describe,
+    load_plugins,
+    needs,
+    type_of,
+)
+from landscape_cli.registry.entries import needs_by_setting
+from landscape_cli.registry.errors import Fault
 
 load_plugins([])
 METRICS = {n: e for n, e in REGISTRY["metric"].items() if e.function.__module__.startswith("landscape_cli.metrics")}
@@ -137,6 +152,53 @@ def test_minima_and_their_data_are_left_as_they_were(name: str) -> None:
         run(name, at, settings)
     after = [at.theta, *at.train.like.values(), at.train.x, at.test.x]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def stripped(loss: Loss, parts: set[str]) -> Loss:
+    """The loss with no more than these parts."""
+    own = {part: getattr(loss, part) if part in parts else None for part in ("residuals", "root")}
+    outputs = Outputs(**{part: getattr(loss.outputs, part) for part in ("classes", "margins") if part in parts})
+    return replace(loss, outputs=outputs, smoothed=None, scored=None, **own)
+
+
+def under(at: Point, loss: Loss) -> Point:
+    """The same minima with another loss."""
+    train, test = (replace(of, network=replace(of.network, loss=loss)) for of in (at.train, at.test))
+    return Point(at.theta, train, test, at.initial)
+
+
+def variants(name: str) -> list[dict[str, Any]]:
+    """Cheap settings, and those by which needs differ."""
+    keys = [key.split("=", 1) for key in needs_by_setting(METRICS[name].facts["needs"]) if key]
+    changes = [{key: value} for key, value in keys if key not in METRICS[name].facts["grids"]]
+    return [own for change in [{}, *changes] for own in settings_of(name, **change)]
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("net", ["relu", "layernorm"])
+def test_a_metric_takes_no_more_of_the_loss_than_it_says(name: str, net: str) -> None:
+    for settings in variants(name) if name not in SLOW else []:
+        parts = set(needs(METRICS[name], settings))
+        for found in run(name, under(point(net), stripped(SOFTMAX, parts)), settings):
+            assert all(v.isfinite() or s == "undefined" for v, s in zip(found.value, found.status, strict=True))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_says_no_more_than_it_takes_of_the_loss_and_is_undefined_without(name: str) -> None:
+    wanting = [own for own in variants(name) if needs(METRICS[name], own)]
+    for part in {one for own in wanting for one in needs(METRICS[name], own)}:
+        loss = stripped(SOFTMAX, {*NEEDS} - {part})
+        missed = []
+        for settings in (own for own in wanting if part in needs(METRICS[name], own)):
+            for found in evaluate(under(point("relu"), loss), name, settings).values():
+                assert found.status == ["undefined"] * COUNT
+                assert set(found.message) == {f"the loss 'softmax' has no {part}"}
+            try:
+                values = [own.value for own in run(name, under(point("relu"), loss), settings)]
+                missed.append(any(v.isnan().all() for v in values))
+            except Fault as fault:
+                missed.append(str(fault) == f"the loss 'softmax' has no {part}")
+        assert any(missed), f"{name} does not need {part}"
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -53,6 +54,41 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done,
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")]
+SIZES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+SIZES |= {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def size_of(text: str) -> int:
+    """Bytes in `4GiB`, `500 MB` or `1e9`.
+
+    Raises: Fault if that is no size, or less than a byte.
+    """
+    number, unit = re.fullmatch(r"\s*(.*?)\s*([A-Za-z]*)\s*", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    try:
+        size = float(number) * SIZES[unit.upper()]
+        if not 1 <= size < 2**63:
+            raise ValueError
+    except (KeyError, ValueError):
+        raise Fault(f"--memory: {text!r} is no size: write a number and a unit, such as 4GiB or 500MB") from None
+    return int(size)
+
+
+def _limit(context: typer.Context, text: str | None) -> str | None:
+    """Limit the memory of this command to what `--memory` says."""
+    if text is not None:
+        size = size_of(text)
+        from landscape_cli.network import memory  # loads torch: only where it is asked for
+
+        context.with_resource(memory.limited(size))
+    return text
+
+
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory", metavar="SIZE", callback=_limit, help="What work may take, e.g. 4GiB; half of what is free."
+    ),
+]
 Metrics = Annotated[
     str | None, typer.Option("--metrics", metavar="A,B|default|all", help="Instead of the config's metrics.")
 ]

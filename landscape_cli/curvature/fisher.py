@@ -1,20 +1,17 @@
 """The true Fisher information F = (1/n) sum_i J_i^T S_i J_i through its root: F = U^T U, and U is never squared.
 
-S_i = diag(p_i) - p_i p_i^T has rank C - 1. With a reference class r and s = sqrt(p_r) / (1 + sqrt(p_r)), the C - 1 rows
-    w_c = sqrt(p_c) (e_c - s e_r - (1 - s) p),   c != r,
-satisfy S = sum_c w_c w_c^T: they are R = diag(sqrt p)(I - 1 p^T) seen in an orthonormal basis of the complement of
-sqrt(p) (a Householder reflection), so that U has no null rows and no number in it is a difference of two near ones.
+S_i = R_i^T R_i is the curvature of the loss in the logits. The loss gives the rows w_ic of R_i, and those of U are
+J_i^T w_ic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from landscape_cli.curvature.objective import Objective, log_odds, residuals
+from landscape_cli.curvature.objective import Objective
 from landscape_cli.curvature.sample_gradients import (
     backward,
     is_dense,
@@ -24,59 +21,34 @@ from landscape_cli.curvature.sample_gradients import (
     squared_norms_of,
     tapped,
 )
+from landscape_cli.network import memory
 
-MEMORY = 2**30  # bytes that U may take
 MAX_ROWS = 16384  # of U: its singular values cost the cube of rows or columns, whichever are fewer
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 CUTOFF = 1e-10  # of singular values, relative to the largest
 
 
-def root_ways(logits: Tensor, r: Tensor | None = None) -> Iterator[Tensor]:
-    """The rows w_c of each sample's root of S, (..., C) for each c != r in rising order.
-
-    Args:
-        logits: (..., C).
-        r: reference classes (...); the most probable ones by default.
-    """
-    p = torch.softmax(logits, -1)
-    r = p.argmax(-1) if r is None else r
-    root = p.gather(-1, r[..., None]).sqrt()
-    s = root / (1 + root)
-    base = -(1 - s) * p
-    base = base.scatter_add(-1, r[..., None], -s)
-    for j in range(p.shape[-1] - 1):
-        c = (j + (j >= r).long())[..., None]  # the j-th class that is not r
-        weight = p.gather(-1, c).sqrt()
-        yield weight * base.scatter_add(-1, c, torch.ones_like(weight))
-
-
-def residual_way(logits: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """The single row p - onehot(y) of each sample: with it in place of the root, F is the empirical Fisher."""
-    yield residuals(logits, y)
-
-
-def fisher_traces(at: Objective, theta: Tensor, chunk: int = 2**24) -> Tensor:
+def fisher_traces(at: Objective, theta: Tensor) -> Tensor:
     """Trace of the true Fisher information for each parameter tensor, (K, tensors) in float64, exact.
 
-    tr F = (1/n) sum_i sum_c |J_i^T w_ic|^2: C - 1 backward passes that share one forward pass.
+    tr F = (1/n) sum_i sum_c |J_i^T w_ic|^2: a backward pass for each row, which share one forward pass.
 
     Args:
         at: the objective.
         theta: K minima (K, p).
-        chunk: bytes of activations in one pass; small enough for the cache.
     Source: METRICS section 5; Schraudolph 2002 for the root.
     """
     names = list(at.columns)
     total = torch.zeros(len(theta), len(names), dtype=torch.float64, device=theta.device)
-    for x, _ in at.chunks(chunk):
+    for x, _ in at.chunks(memory.SHARED):
         if at.network.kind != "stacked":
-            for g in sample_gradients(at, theta, x, root_ways):
+            for g in sample_gradients(at, theta, x, at.root.rows):
                 parts = [g[:, :, own].double().square().sum((1, 2)) for own in at.columns.values()]
                 total += torch.stack(parts, 1)
             continue
         taps, logits = tapped(at.network, at.unflatten(theta), at.buffers, x)
         sums: list[list[Tensor | float]] = [[0.0] * len(list(tap.layer.parameters())) for tap in taps]
-        ways = list(root_ways(logits.detach()))
+        ways = list(at.root.rows(logits.detach()))
         inputs = [patches(t.layer, t.x.flatten(0, 1)) if isinstance(t.layer, CONVOLUTIONS) else None for t in taps]
         for c, way in enumerate(ways):
             deltas = backward(logits, taps, way, keep=c + 1 < len(ways))
@@ -99,13 +71,13 @@ def fisher_diagonal(at: Objective, theta: Tensor) -> Tensor:
         theta: K minima (K, p).
     """
     total = torch.zeros(theta.shape, dtype=torch.float64, device=theta.device)
-    for x, _ in at.chunks(2**24):
+    for x, _ in at.chunks(memory.SHARED):
         if at.network.kind != "stacked":
-            for g in sample_gradients(at, theta, x, root_ways):
+            for g in sample_gradients(at, theta, x, at.root.rows):
                 total += g.double().square().sum(1)
             continue
         taps, logits = tapped(at.network, at.unflatten(theta), at.buffers, x)
-        ways = list(root_ways(logits.detach()))
+        ways = list(at.root.rows(logits.detach()))
         dense = [torch.zeros_like(tap.out) if is_dense(tap) else None for tap in taps]  # sum over c of delta^2
         for c, way in enumerate(ways):
             deltas = backward(logits, taps, way, keep=c + 1 < len(ways))
@@ -131,7 +103,7 @@ class Metric:
 
     Args:
         gram: <g_i, g_j>_* = g_i^T F^+ g_j of S samples (K, S, S).
-        rank: of U (K,); rows: of U, N (C - 1); inputs: N.
+        rank: of U (K,); rows: of U, N (C - 1) for the softmax; inputs: N.
         smallest: singular value that was kept, relative to the largest (K,).
     """
 
@@ -145,8 +117,9 @@ class Metric:
 def metric_gram(at: Objective, theta: Tensor, S: int) -> Metric:
     """Inner products g_i^T F^+ g_j of the first S samples' gradients, F over all inputs of `at`, by the SVD of U.
 
-    g_i = U^T a_i with a_ic = sqrt(N p_c / p_y), so that <g_i, g_j>_* = a_i^T P a_j with P the projector onto the range
-    of U. The singular values of U decide on its rank: squaring them would lose the saturated samples.
+    g_i = U^T a_i with a_i the coordinates of sqrt(N) r_i in the rows of the root, so that <g_i, g_j>_* = a_i^T P a_j
+    with P the projector onto the range of U. The singular values of U decide on its rank: squaring them would lose the
+    saturated samples.
 
     Args:
         at: the objective in float64, its inputs those that define F; labels count for the first S alone.
@@ -161,25 +134,26 @@ def metric_gram(at: Objective, theta: Tensor, S: int) -> Metric:
 
 def too_large(at: Objective, p: int, C: int) -> str:
     """Why U does not fit; empty if it does."""
-    rows = at.n * (C - 1)
-    if rows <= MAX_ROWS and 8 * rows * p <= MEMORY:
+    rows = at.n * at.root.number(C)
+    if rows <= MAX_ROWS and memory.forms(8 * rows * p):
         return ""
-    return f"U of {rows} x {p} is too large (at most {MAX_ROWS} rows and {MEMORY >> 30} GB): lower inputs or samples"
+    most = f"at most {MAX_ROWS} rows and {memory.LARGEST >> 30} GB"
+    return f"U of {rows} x {p} is too large ({most}): lower inputs or samples, or say --memory"
 
 
-def root(at: Objective, theta: Tensor, r: Tensor | None = None) -> Tensor:
-    """U (N, C - 1, p) of one minimum, F = sum over its rows of u u^T.
+def root(at: Objective, theta: Tensor, y: Tensor | None = None) -> Tensor:
+    """U (N, rows, p) of one minimum, F = sum over its rows of u u^T.
 
     Args:
         at: the objective of this minimum alone.
         theta: (1, p).
-        r: reference class of each input (N,); the most probable ones by default.
+        y: of each input the label by which the basis of its rows is chosen (N,), -1 for none.
     """
-    U, start = theta.new_empty(at.n, at.logits(theta).shape[2] - 1, theta.shape[1]), 0
-    for x in at.x.split(max(1, 2**24 // theta.shape[1])):  # gradients are what takes memory here
+    U, start = theta.new_empty(at.n, at.root.number(at.logits(theta).shape[2]), theta.shape[1]), 0
+    for x in at.x.split(memory.pieces(8 * theta.shape[1], memory.GRADIENTS)):  # gradients are what takes memory here
         I = slice(start, start + len(x))
-        own = None if r is None else r[None, I]
-        for c, g in enumerate(sample_gradients(at, theta, x, lambda z, own=own: root_ways(z, own))):  # type: ignore[misc]
+        own = None if y is None else y[None, I]
+        for c, g in enumerate(sample_gradients(at, theta, x, lambda z, own=own: at.root.rows(z, own))):  # type: ignore[misc]
             torch.mul(g[0], at.n**-0.5, out=U[I, c])
         start += len(x)
     return U
@@ -187,21 +161,16 @@ def root(at: Objective, theta: Tensor, r: Tensor | None = None) -> Tensor:
 
 def _projected(at: Objective, theta: Tensor, S: int) -> tuple[Tensor, int, int, float]:
     """Of one minimum: inner products (S, S), rank, rows, the smallest singular value kept."""
-    logits, N = at.logits(theta)[0], at.n
-    odds = log_odds(logits[:S], at.y[:S])[0].exp()
-    r = logits.argmax(-1)
-    r[:S] = at.y[:S]  # in this basis a_i has one sign
-    U = root(at, theta, r)
-    others = U.shape[1]  # classes but the reference
-    wrong = logits[:S].scatter(1, at.y[:S, None], -torch.inf)
-    shares = torch.softmax(wrong, 1) * odds[:, None]  # p_c / p_y
-    keep = torch.ones_like(shares, dtype=torch.bool).scatter(1, at.y[:S, None], False)
-    a = (N * shares[keep].view(S, others)).sqrt()
+    logits, N, y = at.logits(theta)[0], at.n, at.y.clone()
+    y[S:] = -1  # the basis matters where there is a residual alone
+    U = root(at, theta, y)
+    rows = U.shape[1]  # of a sample
+    a = at.root.coordinates(logits[:S], at.y[:S], N)
     L, rank, smallest = _range(U.flatten(0, 1))
     if L is None:  # full row rank: P = I, and disjoint samples have nothing in common
-        return torch.diag(a.square().sum(1)), rank, N * others, smallest
-    z = torch.einsum("icr,ic->ir", L[: S * others].view(S, others, -1), a)
-    return z @ z.mT, rank, N * others, smallest
+        return torch.diag(a.square().sum(1)), rank, N * rows, smallest
+    z = torch.einsum("icr,ic->ir", L[: S * rows].view(S, rows, -1), a)
+    return z @ z.mT, rank, N * rows, smallest
 
 
 def _range(U: Tensor) -> tuple[Tensor | None, int, float]:

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from landscape_cli.curvature.objective import Objective
 from landscape_cli.curvature.sample_gradients import backward, is_dense, layer_gradients, sample_gradients, tapped
+from landscape_cli.network import memory
 
 Blocks = Literal["none", "layer", "kernel"]
 Ways = Callable[[Tensor, Tensor], Iterable[Tensor]]
-MEMORY = 2**30  # bytes of rows
-PIECE = 2**22  # inner products of rows at a time
 DIRECT = 512  # parameters up to which a block of F is formed
 
 
@@ -54,7 +53,7 @@ def rows_of(at: Objective, theta: Tensor, ways: Ways) -> list[Rows]:
         ways: logits (1, B, C) and labels (1, B) -> the cotangents of its rows.
     """
     parts: dict[str, list[tuple[Tensor, Tensor | None]]] = {n: [] for n in at.columns}
-    for x, y in at.chunks(2**24):
+    for x, y in at.chunks(memory.SHARED):
         if at.network.kind != "stacked":
             g = torch.cat(list(sample_gradients(at, theta, x, lambda z, y=y: ways(z, y[None]))))  # type: ignore[misc]
             for name, columns in at.columns.items():
@@ -110,7 +109,7 @@ def _by_rows(rows: list[Rows]) -> Pair:
     if sum(r.size for r in rows) <= DIRECT:
         u = [r.u.flatten(0, 1).double() for r in rows]
         return own, torch.stack([(v.mT @ v / n).square().sum() for v in [torch.cat(u, 1), *u]])
-    total, step = torch.zeros_like(own), max(1, PIECE // (n * c * c))
+    total, step = torch.zeros_like(own), memory.pieces(8 * n * c * c, memory.PRODUCTS)
     for i in range(0, n, step):
         grams = [_gram(r, slice(i, i + step)) for r in rows]
         total += torch.stack([torch.linalg.vector_norm(g).double().square() for g in [sum(grams), *grams]])
@@ -120,7 +119,7 @@ def _by_rows(rows: list[Rows]) -> Pair:
 def _outer_is_less(rows: list[Rows]) -> bool:
     """Whether outer products take less work than rows do: passes over n^2 c^2 numbers cost as 30 products each."""
     c, widths = rows[0].d.shape[1], [layer[0].d.shape[2] for layer in _layers(rows)]
-    if any(own.a is None and own.kernel > 1 for own in rows) or max(widths) ** 2 * len(rows[0].d) * 4 > MEMORY:
+    if any(own.a is None and own.kernel > 1 for own in rows) or not memory.forms(max(widths) ** 2 * len(rows[0].d) * 4):
         return False
     outer = sum(v * w // (2 if i == j else 1) for i, v in enumerate(widths) for j, w in enumerate(widths[: i + 1]))
     return outer < c * c * sum(w + 30 for w in widths)
@@ -152,7 +151,7 @@ def _by_outer_products(rows: list[Rows]) -> Pair:
             outer = outer[:, *over] * (1 + (over[0] != over[1])).to(d).sqrt()
         else:
             outer = outer.flatten(1)
-        step = max(1, min(PIECE // n, -(-n // 4)))
+        step = min(memory.pieces(8 * n, memory.PRODUCTS), -(-n // 4))
         for start in range(0, n, step):  # symmetric again: rows I against those from I on
             I, on = slice(start, start + step), slice(start, n)
             inner = outer[I] @ outer[on].mT
@@ -186,7 +185,7 @@ def _of_kernels(rows: Rows) -> tuple[Tensor, Tensor]:
         own, mean = q.square().mT @ a**4 / n, (q.mT @ a.square() / n).square()
         return own.flatten(), mean.flatten()
     own, F = d.new_zeros(rows.size // rows.kernel), d.new_zeros(rows.size // rows.kernel, rows.kernel, rows.kernel)
-    for part in d.split(max(1, 2**24 // (rows.size * rows.d.shape[1]))):
+    for part in d.split(memory.pieces(8 * rows.size * rows.d.shape[1], memory.GRADIENTS)):
         u = part.unflatten(2, (-1, rows.kernel)).movedim(2, 1)  # (B, blocks, c, k k)
         own += (u @ u.mT).square().sum((0, 2, 3))
         F += (u.mT @ u).sum(0)

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from landscape_cli.curvature.fisher import CUTOFF, root_ways
+from landscape_cli.curvature.fisher import CUTOFF
 from landscape_cli.curvature.objective import Objective
 from landscape_cli.curvature.sample_gradients import backward, layer_gradients, patches, tapped
+from landscape_cli.network import memory
 
 Root = Tensor  # (rows, d), R^T R the factor
 
@@ -66,9 +67,9 @@ def _factors(at: Objective, theta: Tensor) -> Iterator[tuple[nn.Module, str, lis
     """Each layer, its name, and roots of A and B of each group; for BatchNorm no A, and the root of its whole block."""
     found: dict[str, list[tuple[Root | None, Root | None]]] = {}
     layers: dict[str, nn.Module] = {}
-    for x, _ in at.chunks(2**24):
+    for x, _ in at.chunks(memory.SHARED):
         taps, logits = tapped(at.network, at.unflatten(theta), at.buffers, x)
-        ways = list(root_ways(logits.detach()))
+        ways = list(at.root.rows(logits.detach()))
         for c, way in enumerate(ways):
             for tap, delta in zip(taps, backward(logits, taps, way, keep=c + 1 < len(ways)), strict=True):
                 layers[tap.name], groups = tap.layer, getattr(tap.layer, "groups", 1)

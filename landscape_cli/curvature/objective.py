@@ -9,67 +9,13 @@ from itertools import accumulate
 
 import torch
 import torch.autograd.forward_ad as fwAD
-import torch.nn.functional as F
 from torch import Tensor
 
-from landscape_cli.network import Network, Params, Pass, moving
+from landscape_cli.loss import Root
+from landscape_cli.network import Network, Params, Pass, memory, moving
 from landscape_cli.network.batchnorm_folding import Fold, without_norms
 
-MEMORY = 2**30  # bytes that the saved activations of one pass may take
-CACHE = 2**23  # bytes of activations at which a pass over small layers still stays in the cache
-
 Product = Callable[[Tensor], Tensor]
-
-
-def sample_losses(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of each sample, accurate to rounding however small it is.
-
-    l = softplus(t), t = log sum_{c != y} exp(z_c - z_y): neither l nor its gradient is a difference of two numbers
-    near 1, so that samples with p_y = 1 - 1e-12 keep their digits.
-
-    Args:
-        logits: z, (..., C).
-        y: class numbers (...).
-    Returns: (...), in nats.
-    """
-    t, _ = log_odds(logits, y)
-    return F.softplus(t, threshold=50)
-
-
-def losses_and_hits(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """`sample_losses`, and whether argmax gives the true class, which is slow where classes do not lie side by side.
-
-    Args:
-        logits: (..., C).
-        y: class numbers (...).
-    Returns: (...) in nats; (...) true or false.
-    """
-    t, others = log_odds(logits, y)
-    best, own = others.amax(-1), logits.gather(-1, y[..., None])[..., 0]
-    right, equal = best < own, best == own
-    right[equal] = logits[equal].argmax(-1) == y[equal]  # which takes the first of equal ones
-    return F.softplus(t, threshold=50), right
-
-
-def residuals(logits: Tensor, y: Tensor) -> Tensor:
-    """Gradient of each sample's cross-entropy in its logits, softmax(z) - onehot(y), without cancellation.
-
-    Args:
-        logits: (..., C).
-        y: class numbers (...).
-    Returns: (..., C).
-    """
-    t, others = log_odds(logits, y)
-    wrong = torch.sigmoid(t)[..., None]  # 1 - p_y
-    r = torch.softmax(others, -1) * wrong
-    return r.scatter(-1, y[..., None], -wrong)
-
-
-def log_odds(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Log odds against the true class (...), and the logits with that class at -inf (..., C)."""
-    index = y[..., None]
-    others = logits.scatter(-1, index, float("-inf"))
-    return torch.logsumexp(others, -1) - logits.gather(-1, index)[..., 0], others
 
 
 def flatten(params: Params) -> Tensor:
@@ -79,7 +25,7 @@ def flatten(params: Params) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """Mean cross-entropy of K networks over one set of samples, BatchNorm fixed and dropout off.
+    """Mean loss of K networks over one set of samples, BatchNorm fixed and dropout off.
 
     Args:
         network: how the stack is run.
@@ -148,13 +94,36 @@ class Objective:
         """(K, n, C), no gradient."""
         params = self.unflatten(theta)
         with torch.no_grad():
-            return torch.cat([self._forward(params, self.buffers, x) for x, _ in self.chunks(CACHE)], 1)
+            return torch.cat([self._forward(params, self.buffers, x) for x, _ in self.chunks(memory.CACHE)], 1)
+
+    @property
+    def root(self) -> Root:
+        """The root of the loss's curvature in the logits.
+
+        Raises: Fault if the loss has none.
+        """
+        self.network.loss.need("root")
+        assert self.network.loss.root is not None
+        return self.network.loss.root
+
+    def residuals(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Slopes of each sample's loss in its logits (K, B, C), labels (B,) or (K, B).
+
+        Raises: Fault if the loss has none.
+        """
+        self.network.loss.need("residuals")
+        assert self.network.loss.residuals is not None
+        return self.network.loss.residuals(logits, y.expand(logits.shape[:-1]))
+
+    def hits(self, theta: Tensor) -> Tensor:
+        """Whether each sample's class is predicted (K, n), 0 or 1 in float64; NaN where the loss predicts none."""
+        return self.network.loss.hits(self.logits(theta), self.y)
 
     def loss(self, theta: Tensor) -> Tensor:
         """Average loss (K,), summed over samples in float64, no gradient."""
         params = self.unflatten(theta)
         with torch.no_grad():
-            parts = [self._sum(params, x, y) for x, y in self.chunks(CACHE)]
+            parts = [self._sum(params, x, y) for x, y in self.chunks(memory.CACHE)]
         return torch.stack(parts).sum(0) / self.n
 
     def scores(self, params: Params, size: int) -> tuple[Tensor, Tensor]:
@@ -168,7 +137,7 @@ class Objective:
         with torch.no_grad():
             for x, y in zip(self.x.split(size), self.y.split(size), strict=True):
                 logits = self._forward(params, self.buffers, x)
-                found.append([t.double().sum(1) for t in losses_and_hits(logits, y.expand(len(logits), -1))])
+                found.append([t.double().sum(1) for t in self.network.loss.scores(logits, y.expand(len(logits), -1))])
         loss, hits = (torch.stack(parts).sum(0) / self.n for parts in zip(*found, strict=True))
         return loss, hits
 
@@ -181,7 +150,7 @@ class Objective:
         """
         params = self._leaves(theta, only)
         gradient, loss = None, torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
-        for x, y in self.chunks(CACHE):
+        for x, y in self.chunks(memory.CACHE):
             part = self._sum(params, x, y)
             leaves = [p for p in params.values() if p.requires_grad]
             slopes = _grad(part.sum(), leaves)
@@ -198,9 +167,9 @@ class Objective:
             theta: (K, p).
             reference: logits of q (K, n, C) or (1, n, C).
         """
-        params, there = self._leaves(theta), torch.log_softmax(reference, -1)
-        here = torch.log_softmax(self._forward(params, self.buffers, self.x), -1)
-        value = ((here.exp() - there.exp()) * (here - there)).sum(-1).double().mean(1)
+        params = self._leaves(theta)
+        change = self._forward(params, self.buffers, self.x) - reference
+        value = self.root.divergence(reference.expand_as(change), change).double().mean(1)
         slopes = torch.autograd.grad(value.sum(), list(params.values()), materialize_grads=True)
         return value.detach(), torch.cat([g.flatten(1) for g in slopes], 1)
 
@@ -213,15 +182,15 @@ class Objective:
 
         Args:
             theta: the minima (K, p).
-            residual_part: H - F instead of H, as the Hessian of <r, logits> with r = softmax - onehot held fixed;
+            residual_part: H - F instead of H, as the Hessian of <r, logits> with r = dl/dz held fixed;
                 no difference of two large numbers is formed.
             only: the parameter tensor of whose own block it is: (K, s) -> (K, s).
         """
         light, fold = self._light
         params = self._leaves(theta, only)
         leaves = [p for p in params.values() if p.requires_grad]
-        fits = light.n * light.bytes_per_sample <= MEMORY
-        chunks = list(light.chunks(max(CACHE, min(MEMORY, 32 * light.bytes_per_sample))))
+        fits = light.n <= memory.pieces(light.bytes_per_sample, memory.PASS)
+        chunks = list(light.chunks(max(memory.CACHE, min(memory.PASS, 32 * light.bytes_per_sample))))
 
         def slopes_of(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
             return light._slopes(fold(params, self.buffers), leaves, x, y, residual_part)
@@ -246,7 +215,7 @@ class Objective:
     def tangents(self, theta: Tensor, v: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Logits z (K, B, C), their change J v along v (K, p), and labels (K, B), chunk by chunk; no gradient."""
         params, along = self.unflatten(theta), self.unflatten(v)
-        for x, y in self.chunks(CACHE):
+        for x, y in self.chunks(memory.CACHE):
             with torch.no_grad(), fwAD.dual_level():
                 z, change = fwAD.unpack_dual(self._forward(moving(params, along), self.buffers, x))
                 yield z, torch.zeros_like(z) if change is None else change, y.expand(len(z), -1)
@@ -258,30 +227,31 @@ class Objective:
 
         Args:
             theta: the minima (K, p).
+        Raises: Fault, as `root`.
         """
+        root = self.root
 
         def product(v: Tensor) -> Tensor:
             total = torch.zeros(theta.shape, dtype=torch.float64, device=theta.device)
             params = self._leaves(theta)
-            for x, _ in self.chunks(CACHE):
+            for x, _ in self.chunks(memory.CACHE):
                 with fwAD.dual_level():
                     z, along = fwAD.unpack_dual(self._forward(moving(params, self.unflatten(v)), self.buffers, x))
-                p, along = torch.softmax(z.detach(), -1), torch.zeros_like(z) if along is None else along.detach()
-                home = p * (along - (p * along).sum(-1, keepdim=True))
+                home = root.product(z.detach(), torch.zeros_like(z) if along is None else along.detach())
                 slopes = torch.autograd.grad(z, list(params.values()), home, materialize_grads=True)
                 total += torch.cat([g.flatten(1) for g in slopes], 1)
             return (total / self.n).to(theta.dtype)
 
         return product
 
-    def chunks(self, budget: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The samples in pieces of `chunk_size(budget)`."""
-        size, along = self.chunk_size(budget), self.y.dim() - 1
+    def chunks(self, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The samples in pieces of `chunk_size(most)`."""
+        size, along = self.chunk_size(most), self.y.dim() - 1
         yield from zip(self.x.split(size, along), self.y.split(size, along), strict=True)
 
-    def chunk_size(self, budget: int) -> int:
-        """How many samples have their saved activations in `budget` bytes; at least one; equal pieces of the set."""
-        size = max(1, int(budget // max(1, self.bytes_per_sample)))
+    def chunk_size(self, most: int) -> int:
+        """How many samples have their saved activations in `most` bytes; at least one; equal pieces of the set."""
+        size = memory.pieces(self.bytes_per_sample, most)
         return -(-self.n // -(-self.n // size))
 
     @cached_property
@@ -319,7 +289,7 @@ class Objective:
 
     def _sum(self, params: Params, x: Tensor, y: Tensor, buffers: Params | None = None) -> Tensor:
         logits = self._forward(params, self.buffers if buffers is None else buffers, x)
-        return sample_losses(logits, y.expand(len(logits), -1)).double().sum(1)
+        return self.network.loss.values(logits, y.expand(len(logits), -1)).double().sum(1)
 
     def _leaves(self, theta: Tensor, only: str | None = None) -> Params:
         """Parameters, to differentiate by all or by one of them."""
@@ -340,9 +310,9 @@ class Objective:
         logits = self._forward(params, self.buffers, x, twice=True)
         labels = y.expand(len(logits), -1)
         if rest:
-            total = (logits * residuals(logits, labels).detach()).sum()
+            total = (logits * self.residuals(logits, labels).detach()).sum()
         else:
-            total = sample_losses(logits, labels).double().sum()
+            total = self.network.loss.values(logits, labels).double().sum()
         return _grad(total, leaves, create_graph=True)
 
 

@@ -14,11 +14,10 @@ import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from landscape_cli.curvature.objective import Objective, residuals
-from landscape_cli.network import Network, Params, Pass, Tap, moving, off_graph
+from landscape_cli.curvature.objective import Objective
+from landscape_cli.network import Network, Params, Pass, Tap, memory, moving, off_graph
 from landscape_cli.network.layers import group_normal
 
-MEMORY = 2**28  # bytes of intermediates
 BLOCK = 128  # rows of a Gram matrix at a time
 
 
@@ -31,15 +30,15 @@ def sample_gram(at: Objective, theta: Tensor) -> Tensor:
     """
     if at.network.kind != "stacked":
         return _gram_of_any(at, theta)
-    together = max(1, MEMORY * len(theta) // max(1, at.bytes_per_sample * at.n))
+    together = memory.pieces(at.bytes_per_sample * at.n / len(theta), memory.TAPS)
     if together < len(theta):
         pieces = torch.arange(len(theta)).split(together)
         return torch.cat([sample_gram(at.rows(k.to(theta.device)), theta[k]) for k in pieces])
     params = at.unflatten(theta)
     parts: list[list[tuple[Tap, Tensor]]] = []
-    for x, y in at.chunks(2**28):
+    for x, y in at.chunks(memory.TAPS):
         taps, logits = tapped(at.network, params, at.buffers, x)
-        parts.append(list(zip(taps, backward(logits, taps, residuals(logits, y.expand(len(logits), -1))), strict=True)))
+        parts.append(list(zip(taps, backward(logits, taps, at.residuals(logits, y)), strict=True)))
     K, n = len(theta), len(at.y)
     gram = torch.zeros(K, n, n, dtype=torch.float64, device=theta.device)
     for pieces in zip(*parts, strict=True):
@@ -81,13 +80,13 @@ def squared_norms(at: Objective, theta: Tensor) -> Tensor:
         theta: K minima (K, p).
     """
     norms = []
-    for x, y in at.chunks(2**24):
+    for x, y in at.chunks(memory.SHARED):
         if at.network.kind != "stacked":
-            every = sample_gradients(at, theta, x, lambda z, y=y: [residuals(z, y.expand(len(z), -1))])  # type: ignore[misc]
+            every = sample_gradients(at, theta, x, lambda z, y=y: [at.residuals(z, y)])  # type: ignore[misc]
             norms += [g.double().square().sum(2) for g in every]
             continue
         taps, logits = tapped(at.network, at.unflatten(theta), at.buffers, x)
-        deltas = backward(logits, taps, residuals(logits, y.expand(len(logits), -1)))
+        deltas = backward(logits, taps, at.residuals(logits, y))
         parts = zip(taps, deltas, strict=True)
         norms.append(torch.stack([sum(squared_norms_of(t, at, theta, d, True)).double() for t, d in parts]).sum(0))  # type: ignore[union-attr]
     return torch.cat(norms, 1)
@@ -104,7 +103,7 @@ def minibatch_gram(at: Objective, theta: Tensor, minibatches: Tensor) -> Tensor:
         minibatches: numbers of samples.
     """
     (K, p), M = theta.shape, len(minibatches)
-    width = max(1, min(p, 2 * MEMORY // (M * K * theta.element_size())))
+    width = min(p, memory.pieces(M * K * theta.element_size(), memory.STACKED))
     gram = torch.zeros(K, M, M, dtype=torch.float64, device=theta.device)
     slot = theta.new_empty(K, M, width)  # one for all slices, or two would be alive at a time
     for start in range(0, p, width):
@@ -112,7 +111,7 @@ def minibatch_gram(at: Objective, theta: Tensor, minibatches: Tensor) -> Tensor:
         for b, index in enumerate(minibatches):
             g[:, b] = at.subset(index).loss_and_gradient(theta)[1][:, start : start + width]
         for k in range(K):
-            for columns in g[k].split(max(1, 2**23 // M), 1):  # 64 MB in float64
+            for columns in g[k].split(memory.pieces(8 * M, memory.BLOCK), 1):
                 part = columns.double()
                 gram[k].addmm_(part, part.mT)
     return gram
@@ -209,11 +208,11 @@ def hessian_squares(at: Objective, theta: Tensor, v: Tensor) -> Tensor:
         every = sample_hessian_products(at, theta, v)
         return torch.cat([_by_tensor(at, Hv.double().square()) for Hv in every], 1)
     params, along, names, found = at.unflatten(theta), at.unflatten(v), list(at.columns), []
-    for x, y in at.chunks(2**24):
+    for x, y in at.chunks(memory.SHARED):
         squares = torch.zeros(len(theta), len(x), len(names), dtype=torch.float64, device=theta.device)
         with fwAD.dual_level():
             taps, logits = tapped(at.network, moving(params, along), at.buffers, x)
-            deltas = backward(logits, taps, residuals(logits, y.expand(len(logits), -1)))
+            deltas = backward(logits, taps, at.residuals(logits, y))
             for tap, delta in zip(taps, deltas, strict=True):
                 own = _tangent_squares(tap, at, theta, delta, through)
                 for (short, _), square in zip(tap.layer.named_parameters(), own, strict=True):
@@ -266,12 +265,12 @@ def sample_hessian_products(at: Objective, theta: Tensor, v: Tensor) -> Iterator
         theta: K minima (K, p).
         v: directions (K, p).
     """
-    size = max(1, 2**22 // theta.shape[1])
+    size = memory.pieces(8 * theta.shape[1], memory.PRODUCTS)
     if at.network.chart is not None:  # D H_i D v + g_i h'' v
         within, there, slope, bend = _through_chart(at, theta)
         products = sample_hessian_products(within, there, slope * v)
         for x, y, Hv in zip(at.x.split(size), at.y.split(size), products, strict=True):
-            (g,) = sample_gradients(within, there, x, lambda z, y=y: [residuals(z, y.expand(len(z), -1))])  # type: ignore[misc]
+            (g,) = sample_gradients(within, there, x, lambda z, y=y: [at.residuals(z, y)])  # type: ignore[misc]
             yield slope[:, None] * Hv + g * (bend * v)[:, None]
         return
     for x, y in zip(at.x.split(size), at.y.split(size), strict=True):
@@ -392,8 +391,8 @@ def _gram_of_any(at: Objective, theta: Tensor) -> Tensor:
     grams = []
     for k in range(len(theta)):
         rows = []
-        for x, y in at.chunks(2**24 // theta.shape[1]):
-            own = _gradients_of_any(at.alone(k), theta[k : k + 1], x, lambda z, y=y: [residuals(z, y)])  # type: ignore[misc]
+        for x, y in at.chunks(memory.SHARED // theta.shape[1]):
+            own = _gradients_of_any(at.alone(k), theta[k : k + 1], x, lambda z, y=y: [at.residuals(z, y)])  # type: ignore[misc]
             rows += [torch.cat(part, 1) for part in own]
         A = torch.cat(rows).double()
         grams.append(A @ A.mT)

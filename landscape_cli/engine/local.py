@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from landscape_cli.network import memory
 from landscape_cli.registry.errors import Fault
 
 _pending: list[int] = []
@@ -103,4 +104,4 @@ def on_threads(count: int | None) -> Iterator[None]:
 def facts(where: torch.device) -> dict[str, object]:
     """What the manifest says about the machine's part in the result."""
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"
-    return {"device": name, "threads": torch.get_num_threads(), "engine": "local"}
+    return {"device": name, "threads": torch.get_num_threads(), "engine": "local", "memory": memory.budget()}

@@ -29,14 +29,13 @@ from landscape_cli.experiment.session import Record, Session, dtype, writing
 from landscape_cli.experiment.train import train_missing
 from landscape_cli.metrics.evaluate import evaluate
 from landscape_cli.metrics.point import GRAM_SAMPLES, Point
+from landscape_cli.network import memory
 from landscape_cli.registry import REGISTRY
 from landscape_cli.registry.errors import Fault
 from landscape_cli.store import checkpoints
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-MEMORY = 2**30  # bytes of Gram matrices in one stack of minima
 
 
 def measure_missing(
@@ -73,7 +72,7 @@ def measure_missing(
             continue
         settings = settings_of[stack[0]["run_id"]]
         n = len(session.data(settings).y_train)
-        size = max(1, MEMORY // (8 * min(n, GRAM_SAMPLES) ** 2))
+        size = memory.pieces(8 * min(n, GRAM_SAMPLES) ** 2, memory.PASS)
         for piece in (stack[j : j + size] for j in range(0, len(stack), size)):
             at = point(session, piece, settings, settings_of)
             if any(REGISTRY["metric"][name].facts["pairs"] for name, _ in lacking):

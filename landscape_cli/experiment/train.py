@@ -105,8 +105,7 @@ def _record(
     scores: dict[str, float] = {}
     for split, x, y in (("train", data.x_train, data.y_train), ("test", data.x_test, data.y_test)):
         at, theta = Objective(net, outcome.params, outcome.buffers, x, y), flatten(outcome.params)
-        right = at.logits(theta).argmax(2) == y
-        scores |= {f"{split}_loss": at.loss(theta).item(), f"{split}_accuracy": right.double().mean().item()}
+        scores |= {f"{split}_loss": at.loss(theta).item(), f"{split}_accuracy": at.hits(theta).mean().item()}
     scores["loss_gap"] = scores["test_loss"] - scores["train_loss"]
     scores["accuracy_gap"] = scores["train_accuracy"] - scores["test_accuracy"]
     columns = {

@@ -14,13 +14,13 @@ from math import prod
 import torch
 from torch import Tensor
 
-from landscape_cli.curvature import fisher_blocks
 from landscape_cli.curvature.fisher_blocks import Blocks
 from landscape_cli.curvature.lanczos import top_eigenpairs
 from landscape_cli.curvature.objective import Block, Objective
 from landscape_cli.curvature.sample_gradients import hessian_squares, sample_hessian_products
 from landscape_cli.metrics.ball_maximum import climb
 from landscape_cli.metrics.point import Estimate, Point, exact, nothing
+from landscape_cli.network import memory
 from landscape_cli.registry import Count, Natural, Positive, metric
 
 DENSE = 512  # parameters up to which Hessians are taken column by column
@@ -71,13 +71,12 @@ def _sized(at: Point, m: int) -> Estimate | None:
 
 def _too_large(at: Point, empirical: bool) -> str:
     """Why the rows of F do not fit into memory; empty if they do."""
-    rows = at.train.n * (1 if empirical else at.logits("train").shape[2] - 1)
+    rows = at.train.n * (1 if empirical else at.train.root.number(at.logits("train").shape[2]))
     dense = all(t.dim() <= 3 for t in at.train.like.values()) and at.train.network.kind == "stacked"
     width = sum(t.shape[1] for t in at.train.like.values()) if dense else at.theta.shape[1]
     needed = rows * width * at.theta.element_size()
-    return (
-        "" if needed <= fisher_blocks.MEMORY else f"{rows} rows of {width} numbers take {needed >> 20} MB, above 1024"
-    )
+    most = memory.LARGEST >> 20
+    return "" if memory.forms(needed) else f"{rows} rows of {width} numbers take {needed >> 20} MB, above {most}"
 
 
 def _by_rows(at: Point, blocks: Blocks, minibatch_size: int, empirical: bool) -> Estimate:
@@ -90,7 +89,7 @@ def _by_rows(at: Point, blocks: Blocks, minibatch_size: int, empirical: bool) ->
     return estimate
 
 
-@metric(invariant=CLAIMS, source=OURS, blocks=BLOCKS, direction="none", cost=ROWS)
+@metric(invariant=CLAIMS, source=OURS, blocks=BLOCKS, needs="root", direction="none", cost=ROWS)
 def contrast_fisher(at: Point, *, blocks: Blocks = "none", minibatch_size: Count = 1) -> Estimate:
     """Mean squared Frobenius norm of minibatch Fisher informations over that of F, E_b |F_b|_F^2 / |F|_F^2 >= 1.
 
@@ -103,7 +102,7 @@ def contrast_fisher(at: Point, *, blocks: Blocks = "none", minibatch_size: Count
     return _sized(at, minibatch_size) or _by_rows(at, blocks, minibatch_size, empirical=False)
 
 
-@metric(invariant=CLAIMS, source=OURS, blocks=BLOCKS, direction="none", cost=GRAM)
+@metric(invariant=CLAIMS, source=OURS, blocks=BLOCKS, needs="residuals", direction="none", cost=GRAM)
 def contrast_fisher_empirical(at: Point, *, blocks: Blocks = "none", minibatch_size: Count = 1) -> Estimate:
     """The same with the empirical Fisher, mean_i K_ii^2 / mean_ij K_ij^2 for inner products K of sample gradients.
 
@@ -122,7 +121,14 @@ def contrast_fisher_empirical(at: Point, *, blocks: Blocks = "none", minibatch_s
     return _by_rows(at, blocks, minibatch_size, empirical=True)
 
 
-@metric(invariant=CLAIMS, source=f"{OURS}; Hutchinson 1990", blocks=BLOCKS, direction="none", cost=PRODUCTS)
+@metric(
+    invariant=CLAIMS,
+    source=f"{OURS}; Hutchinson 1990",
+    blocks=BLOCKS,
+    needs={"blocks=none": "residuals", "blocks=layer": "residuals,root", "blocks=kernel": "root"},
+    direction="none",
+    cost=PRODUCTS,
+)
 def contrast_frobenius(
     at: Point, *, blocks: Blocks = "none", minibatch_size: Count = 1, probes: Count = 32, seed: Natural = 0
 ) -> Estimate:
@@ -396,4 +402,4 @@ def _over_partition(
 
 def _together(theta: Tensor, columns: Tensor) -> int:
     """How many minibatches make one stack."""
-    return max(1, 2**22 // (theta.shape[1] * len(columns)))
+    return memory.pieces(8 * theta.shape[1] * len(columns), memory.PRODUCTS)

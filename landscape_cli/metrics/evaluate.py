@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from landscape_cli.metrics.point import Estimate, Point
-from landscape_cli.registry import REGISTRY
-
-if TYPE_CHECKING:
-    pass
-
+from landscape_cli.metrics.point import Estimate, Point, nothing
+from landscape_cli.registry import REGISTRY, needs
 
 RESERVED = {"run_id", "group", "seed", "epoch", "setting"}  # columns that every table of curves has
 
 
 def evaluate(at: Point, name: str, own: dict[str, Any]) -> dict[str, Estimate]:
-    """What the metric returns, as {extra setting: estimate}; a metric that raises has failed for this stack only."""
+    """What the metric returns, as {extra setting: estimate}.
+
+    Undefined under a loss without what the metric needs; a metric that raises has failed for this stack only.
+    """
+    entry = REGISTRY["metric"][name]
     with at.clock(name):
         try:
-            found = REGISTRY["metric"][name].function(at, **own)
+            why = at.train.network.loss.lacks(needs(entry, own)) if entry.facts.get("needs") else ""
+            found = nothing(at, why) if why else entry.function(at, **own)
             _check_shapes(found if isinstance(found, dict) else {"": found}, at)
         except (Exception, SystemExit) as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
-            nothing = torch.full((len(at.theta),), torch.nan, dtype=torch.float64)
+            lost = torch.full((len(at.theta),), torch.nan, dtype=torch.float64)
             said = (str(error).splitlines() or [""])[0]
             why = f"{type(error).__name__}: {said} ({where.name}:{where.lineno})"
             K = len(at.theta)
-            found = Estimate(nothing, nothing.clone(), status=["failed"] * K, message=[why] * K)
+            found = Estimate(lost, lost.clone(), status=["failed"] * K, message=[why] * K)
     return found if isinstance(found, dict) else {"": found}
 
 

@@ -10,6 +10,7 @@ from landscape_cli.registry import metric
     invariant="none",
     source="Kirkpatrick et al. 2017, eq. 3",
     pairs=True,
+    needs="root",
     direction="none",
     cost="C - 1 backward passes, shared, whatever the number of others",
 )
@@ -33,6 +34,7 @@ def ewc_distance(at: Point) -> dict[str, Estimate]:
     invariant="permutation,global,filter",
     source="ours, docs/essay.md",
     default=True,
+    needs="root",
     direction="sharp",
     cost="C - 1 backward passes, shared",
 )

@@ -62,6 +62,7 @@ def _drawn(gram: Tensor) -> int:
     source="Huszar 2018, linearized",
     default=True,
     minibatch_size=SIZES,
+    needs="residuals",
     direction="sharp",
     cost=PAIRS,
 )
@@ -90,6 +91,7 @@ def regret(
     source="ours, docs/essay.md",
     default=True,
     minibatch_size=SIZES,
+    needs="residuals",
     direction="sharp",
     cost=PAIRS,
 )
@@ -116,6 +118,7 @@ def gradient_norm(
     source="Fort et al. 2019 (stiffness)",
     default=True,
     minibatch_size=SIZES,
+    needs="residuals",
     direction="none",
     cost=PAIRS,
 )
@@ -155,6 +158,7 @@ def gradient_cosine(
     source="empirical Fisher, ours, docs/essay.md",
     default=True,
     minibatch_size=SIZES,
+    needs="residuals",
     direction="sharp",
     cost=LENGTHS,
 )
@@ -183,6 +187,7 @@ def _moments(at: Point) -> tuple[Tensor, Tensor]:
     source="ours, docs/essay.md",
     default=True,
     minibatch_size=SIZES,
+    needs="residuals",
     direction="none",
     cost=PAIRS,
 )
@@ -216,6 +221,7 @@ def jensen_gap(
     source="Forouzesh & Thiran 2021",
     default=True,
     minibatch_size=SIZES,
+    needs="residuals",
     direction="none",
     cost=PAIRS,
 )
@@ -248,6 +254,7 @@ def gradient_disparity(
     source="Sankararaman et al. 2020, def. 2.1",
     default=True,
     minibatch_size=SIZES,
+    needs="residuals",
     direction="none",
     cost=PAIRS,
 )
@@ -281,6 +288,7 @@ def _has_direction(at: Point, estimate: Estimate) -> Estimate:
     invariant="permutation,global",
     source="McCandlish et al. 2018, eq. 2.9",
     default=True,
+    needs="residuals",
     direction="none",
     cost=LENGTHS,
 )
@@ -303,6 +311,7 @@ def gradient_noise_scale(at: Point) -> Estimate:
     source="Yin et al. 2018, def. 1",
     default=True,
     same="gradient_noise_scale",
+    needs="residuals",
     direction="none",
     cost=LENGTHS,
 )
@@ -323,6 +332,7 @@ def gradient_diversity(at: Point) -> Estimate:
     default=True,
     same="gradient_noise_scale",
     minibatch_size=SIZES,
+    needs="residuals",
     direction="none",
     cost=LENGTHS,
 )

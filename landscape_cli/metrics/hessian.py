@@ -126,6 +126,7 @@ def convexity_ratio(at: Point, *, tolerance: Positive = 1e-2, max_steps: Count =
     invariant="permutation",
     source="ours, docs/metrics.md; Hutch++, Meyer et al. 2021, for the rest H - F",
     default=True,
+    needs="residuals,root",
     direction="sharp",
     cost="C - 1 backward passes; and `probes` Hessian products for networks that are not piecewise linear",
     version=2,
@@ -186,7 +187,13 @@ def hessian_frobenius(at: Point, *, probes: Probes = 60, seed: Natural = 0) -> E
     return Estimate(value, error, probes)
 
 
-@metric(invariant="permutation", source="Schraudolph 2002; F = GGN", direction="sharp", cost="10 to 40 Fisher products")
+@metric(
+    invariant="permutation",
+    source="Schraudolph 2002; F = GGN",
+    needs="root",
+    direction="sharp",
+    cost="10 to 40 Fisher products",
+)
 def ggn_top(at: Point, *, tolerance: Positive = 1e-3, max_steps: Count = 200, seed: Natural = 0) -> Estimate:
     """Largest eigenvalue of the generalized Gauss-Newton matrix, which is the true Fisher information F.
 
@@ -207,6 +214,7 @@ def ggn_top(at: Point, *, tolerance: Positive = 1e-3, max_steps: Count = 200, se
 @metric(
     invariant="permutation",
     source="Schraudolph 2002; F = GGN",
+    needs="root",
     direction="sharp",
     cost="C - 1 backward passes, shared with hessian_trace",
 )

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from landscape_cli.curvature import fisher, kfac
 from landscape_cli.curvature.conjugate_gradients import conjugate_gradients
-from landscape_cli.curvature.objective import log_odds
 from landscape_cli.curvature.sample_gradients import block_means
 from landscape_cli.metrics.gradients import Many, sized
 from landscape_cli.metrics.point import Estimate, Point, exact, nothing, over_pairs, regret_of, unit
@@ -78,6 +77,7 @@ def too_large(at: Point, samples: int, over: str, inputs: int, seed: int) -> str
     source="Huszar 2018 (left to the reader); ours, docs/essay.md",
     minibatch_size=[1, 10],
     over=OVER,
+    needs="root",
     direction="none",
     cost=ROOT,
 )
@@ -120,6 +120,7 @@ def regret_kl(
     source="ours, docs/essay.md",
     minibatch_size=[1, 10],
     over=OVER,
+    needs="root",
     direction="none",
     cost="one forward pass of the samples",
 )
@@ -152,13 +153,15 @@ def regret_kl_closed_form(
     if why := few(S, minibatch_size):
         return nothing(at, why)
     logits, y = F.subset(torch.arange(S, device=F.y.device)).logits(at.in_double.theta), F.y[:S]
-    odds = log_odds(logits, y.expand(len(logits), -1))[0].exp()  # (1 - p_y) / p_y = exp(l) - 1
+    odds = F.root.length(logits, y.expand(len(logits), -1))  # exp(l) - 1 for the softmax
     draws = partitions_of(S, minibatch_size, partitions, seed).to(odds.device)
     length = (F.n * odds[:, draws].mean(3) / minibatch_size).sqrt()  # (K, D, M)
     return _regret(torch.diag_embed(length.square()), at.train.n, S)
 
 
-@metric(invariant="permutation,smooth", source="ours, docs/essay.md", over=OVER, direction="none", cost=ROOT)
+@metric(
+    invariant="permutation,smooth", source="ours, docs/essay.md", over=OVER, needs="root", direction="none", cost=ROOT
+)
 def fisher_rank_deficit(
     at: Point, *, samples: Samples = 50, over: Over = "minibatches", inputs: Count = 64, seed: Natural = 0
 ) -> Estimate:
@@ -182,6 +185,7 @@ def fisher_rank_deficit(
 @metric(
     invariant="permutation,smooth",
     source="Takeuchi 1976; Thomas et al. 2020; ours, docs/essay.md",
+    needs="root",
     direction="none",
     cost=ROOT,
 )
@@ -213,6 +217,7 @@ def tic_fisher(
 @metric(
     invariant="permutation,global",
     source="ours, docs/essay.md; Hestenes & Stiefel 1952",
+    needs="root",
     direction="none",
     cost="one gradient and up to 1000 Fisher products a minibatch",
 )
@@ -268,6 +273,7 @@ def regret_kl_damped(
 @metric(
     invariant="permutation,filter",
     source="Martens & Grosse 2015, without damping; ours, docs/essay.md",
+    needs="root",
     direction="none",
     cost="one gradient a minibatch, C - 1 backward passes, two decompositions a layer",
 )

@@ -14,16 +14,17 @@ QUANTILE = 0.1  # robust where single samples are wrong or noisy
 
 def _margin(at: Point) -> Tensor:
     """The 10th percentile over training samples (K,), between neighbours by linear interpolation."""
-    logits, y = at.logits("train"), at.train.y
-    index = y.expand(logits.shape[:2])[..., None]
-    others = logits.scatter(2, index, -torch.inf).amax(2)
-    margins = logits.gather(2, index)[..., 0] - others
+    logits, loss = at.logits("train"), at.train.network.loss
+    loss.need("margins")
+    assert loss.outputs.margins is not None
+    margins = loss.outputs.margins(logits, at.train.y.expand(logits.shape[:2]))
     return torch.stack([own.quantile(QUANTILE) for own in margins])  # row by row: its size has a limit
 
 
 @metric(
     invariant="permutation,output",
     source="Bartlett et al. 2017; Jiang et al. 2020, appendix C",
+    needs="margins",
     direction="none",
     cost="one forward pass",
 )
@@ -40,6 +41,7 @@ def margin(at: Point) -> Estimate:
 @metric(
     invariant="permutation,scale",
     source="Bartlett et al. 2017, theorem 1.1; Jiang et al. 2020, appendix C",
+    needs="margins",
     direction="none",
     cost="one forward pass, and spectral_norm_product",
 )

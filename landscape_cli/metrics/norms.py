@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from landscape_cli.curvature.objective import Objective
 from landscape_cli.metrics.point import Estimate, Point, exact, nothing
-from landscape_cli.network import norm_layers
+from landscape_cli.network import memory, norm_layers
 from landscape_cli.network.batchnorm_folding import folded, input_shapes, runs
 from landscape_cli.network.layers import PRODUCTS
 from landscape_cli.registry import metric
 
 Conv = Literal["matrix", "fft"]
-MEMORY = 2**22  # complex numbers of a convolution's transform at once
 DIFFERENCES = (operator.sub, torch.sub, operator.neg)
 SIGNED = (operator.add, operator.iadd, torch.add, "add", "add_", *PRODUCTS)  # with a negative constant they subtract
 SATURATING = (nn.ReLU6, nn.Hardtanh)
@@ -226,7 +225,7 @@ def _circular_norm(W: Tensor, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, size: tu
     wave = torch.polar(torch.ones_like(angle), angle)[..., None] * of_phase  # (F, T, s^d)
     taken, top = W.flatten(4).to(torch.complex128), W.new_zeros(len(W))
     numbers = taken[..., 0].numel() * len(phases)  # at one frequency
-    for part in wave.to(device).split(max(1, MEMORY // numbers)):
+    for part in wave.to(device).split(memory.pieces(16 * numbers, memory.BLOCK)):
         P = torch.einsum("kgoct,ftr->kfgocr", taken, part).flatten(4)
         top = torch.maximum(top, _top_singular_value(P).amax((1, 2)))
     return top

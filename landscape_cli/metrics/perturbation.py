@@ -10,8 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from landscape_cli.curvature.objective import CACHE, MEMORY, Objective
+from landscape_cli.curvature.objective import Objective
 from landscape_cli.metrics.point import Estimate, Point, Split
+from landscape_cli.network import memory
 
 Target = Literal["loss", "error"]
 Measure = Callable[[Objective, Tensor], tuple[Tensor, ...]]
@@ -43,8 +44,7 @@ def losses(of: Objective, theta: Tensor) -> tuple[Tensor]:
 
 def errors(of: Objective, theta: Tensor) -> tuple[Tensor]:
     """Share of wrong classes in each row, (R, p) -> (R,)."""
-    guess = of.logits(theta).argmax(2)
-    return ((guess != of.y).double().mean(1),)
+    return ((1 - of.hits(theta)).mean(1),)
 
 
 def slopes(of: Objective, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,9 +85,9 @@ def _together(of: Objective, theta: Tensor) -> int:
     """
     if not isinstance(of, Objective):  # a block of one, or a test's function: rows cannot be repeated
         return 1
-    budget = CACHE if theta.device.type == "cpu" else MEMORY
+    most = memory.CACHE if theta.device.type == "cpu" else memory.PASS
     need = of.bytes_per_sample * of.n + 4 * theta.numel() * theta.element_size()
-    return max(1, budget // max(1, need))
+    return memory.pieces(need, most)
 
 
 def _repeated(of: Objective, K: int, D: int) -> Objective:

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from landscape_cli.curvature import fisher, fisher_blocks, lanczos, traces
 from landscape_cli.curvature import sample_gradients as samples
-from landscape_cli.curvature.objective import Objective, sample_losses
-from landscape_cli.network import piecewise_linear
+from landscape_cli.curvature.objective import Objective
+from landscape_cli.network import memory, piecewise_linear
 
 DENSE = 2000  # parameters up to which the Hessian is formed
 GRAM_SAMPLES = 4096  # up to here the Gram matrix of single-sample gradients is formed, n^2 float64 numbers a minimum
-GRAM_MEMORY = 2**29  # bytes that one run may take on the way to it
 GROUP = 4  # minima of one Lanczos process: fewer make narrow products, more wait for the slowest
 STATUS = ("ok", "not_converged", "undefined", "unresolved", "failed")
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -167,10 +166,9 @@ class Point:
 
     @shared
     def losses(self, split: Split) -> Tensor:
-        """Cross-entropy of each sample (K, n), float64."""
-        logits = self.logits(split)
-        y = (self.train if split == "train" else self.test).y
-        return sample_losses(logits, y.expand(len(logits), -1))
+        """Loss of each sample (K, n), float64."""
+        logits, of = self.logits(split), self.train if split == "train" else self.test
+        return of.network.loss.values(logits, of.y.expand(len(logits), -1))
 
     @shared
     def loss(self) -> Tensor:
@@ -200,7 +198,7 @@ class Point:
     @cached_property
     def has_sample_gram(self) -> bool:
         """Whether the training set is small enough for it, and what one run needs on the way."""
-        return self.train.n <= GRAM_SAMPLES and samples.gram_bytes(self.train) <= GRAM_MEMORY
+        return self.train.n <= GRAM_SAMPLES and samples.gram_bytes(self.train) <= memory.GRAM
 
     @shared
     def gradient_squares(self) -> Tensor:
@@ -274,7 +272,8 @@ class Point:
     @shared
     def fisher_squares(self, empirical: bool) -> dict[fisher_blocks.Blocks, tuple[Tensor, Tensor]]:
         """mean_i |F_i|_F^2 and |F|_F^2 in each block (K, blocks), of F or of the empirical Fisher; float64."""
-        ways, found = fisher.residual_way if empirical else fisher.root_ways, []
+        of, found = self.train, []
+        ways = (lambda z, y: [of.residuals(z, y)]) if empirical else of.root.rows
         for k in range(len(self.theta)):
             found.append(fisher_blocks.squares(fisher_blocks.rows_of(self.train.alone(k), self.theta[k : k + 1], ways)))
         pairs = {kind: zip(*(own[kind] for own in found), strict=True) for kind in found[0]}

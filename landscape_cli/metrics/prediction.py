@@ -14,8 +14,8 @@ TRAIN, TEST, BOTH = (f"one forward pass of {which} set" for which in ("the train
 
 def _correct(at: Point, split: Split) -> Tensor:
     """Whether each sample is classified right (K, n), as 0 or 1."""
-    y = (at.train if split == "train" else at.test).y
-    return (at.logits(split).argmax(2) == y).double()
+    of = at.train if split == "train" else at.test
+    return of.network.loss.hits(at.logits(split), of.y)
 
 
 def _sampled(values: Tensor) -> Estimate:
@@ -39,7 +39,7 @@ def train_loss(at: Point) -> Estimate:
     return exact(at.losses("train").mean(1), at.losses("train").shape[1])
 
 
-@metric(invariant="output", source=SOURCE, default=True, direction="none", cost=TRAIN)
+@metric(invariant="output", source=SOURCE, default=True, needs="classes", direction="none", cost=TRAIN)
 def train_accuracy(at: Point) -> Estimate:
     """Share of training samples whose largest logit is the true class.
 
@@ -61,7 +61,7 @@ def test_loss(at: Point) -> Estimate:
     return _sampled(at.losses("test"))
 
 
-@metric(invariant="output", source=SOURCE, default=True, direction="none", cost=TEST)
+@metric(invariant="output", source=SOURCE, default=True, needs="classes", direction="none", cost=TEST)
 def test_accuracy(at: Point) -> Estimate:
     """Share of test samples whose largest logit is the true class.
 
@@ -83,7 +83,7 @@ def loss_gap(at: Point) -> Estimate:
     return _gap(_sampled(at.losses("test")), at.losses("train").mean(1), 1)
 
 
-@metric(invariant="output", source=SOURCE, default=True, direction="none", cost=BOTH)
+@metric(invariant="output", source=SOURCE, default=True, needs="classes", direction="none", cost=BOTH)
 def accuracy_gap(at: Point) -> Estimate:
     """Generalization gap in error: train accuracy - test accuracy.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from landscape_cli.curvature import fisher
 from landscape_cli.curvature.ball_minimum import least_in_ball
-from landscape_cli.curvature.objective import Objective, sample_losses
+from landscape_cli.curvature.objective import Objective
 from landscape_cli.metrics.gradients import Many, sized
 from landscape_cli.metrics.kl import Over, Samples, few, partitions_of, too_large
 from landscape_cli.metrics.point import Estimate, Point, nothing, over_pairs, unit
@@ -69,6 +69,7 @@ def regret_exact(
 @metric(
     invariant="permutation",
     source="ours, docs/essay.md",
+    needs="root",
     direction="none",
     cost="one singular value decomposition of the root of F; up to 200 gradients a minibatch and radius",
     version=2,
@@ -158,7 +159,7 @@ def _regrets(
     start = torch.where(f(start, every)[0].isfinite()[:, None], start, 0)
     least = least_in_ball(f, start, reach, tolerance=tolerance, max_steps=max_steps)
     points = one.rows(torch.zeros(M * E, dtype=torch.long, device=theta.device)).subset(draw.flatten())
-    losses = sample_losses(points.logits(way.step(least.at)[0]), points.y.expand(M * E, -1))
+    losses = one.network.loss.values(points.logits(way.step(least.at)[0]), points.y.expand(M * E, -1))
     cross = losses.view(E, M, *draw.shape).mean(3)  # [radius, a, b] = f_b(argmin f_a)
     best = cross.argmin(1)  # [radius, a]: whose solution is least for f_a, its own or that of another minibatch
     lowest = cross.amin(1, keepdim=True)

@@ -8,16 +8,17 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from landscape_cli.curvature.fisher import root_ways
-from landscape_cli.curvature.objective import Objective, residuals
+from landscape_cli.curvature.objective import Objective
 from landscape_cli.curvature.sample_gradients import backward, is_dense, layer_gradients, sample_gradients, tapped
 from landscape_cli.metrics.point import DENSE, Estimate, Point, exact, nothing, over_draws
+from landscape_cli.network import memory
 from landscape_cli.registry import Natural, metric
 
 
 @metric(
     invariant="permutation,global,filter",
     source="Liang et al. 2019, eq. 3.1",
+    needs="root",
     direction="sharp",
     cost="one tangent pass",
 )
@@ -32,14 +33,14 @@ def fisher_rao(at: Point) -> Estimate:
     """
     total = torch.zeros(len(at.theta), dtype=torch.float64, device=at.theta.device)
     for z, along, _ in at.train.tangents(at.theta, at.theta):
-        p, along = torch.softmax(z.double(), -1), along.double()
-        total += (p * (along - (p * along).sum(-1, keepdim=True)).square()).sum((1, 2))
+        total += at.train.root.square(z.double(), along.double()).sum(1)
     return exact(total / at.train.n, at.train.n)
 
 
 @metric(
     invariant="permutation,global,filter",
     source="Liang et al. 2019, eq. 3.1",
+    needs="residuals",
     direction="sharp",
     cost="one tangent pass",
 )
@@ -52,13 +53,14 @@ def fisher_rao_empirical(at: Point) -> Estimate:
     """
     total = torch.zeros(len(at.theta), dtype=torch.float64, device=at.theta.device)
     for z, along, y in at.train.tangents(at.theta, at.theta):
-        total += (residuals(z.double(), y) * along.double()).sum(2).square().sum(1)
+        total += (at.train.residuals(z.double(), y) * along.double()).sum(2).square().sum(1)
     return exact(total / at.train.n, at.train.n)
 
 
 @metric(
     invariant="permutation,global,scale",
     source="Petzka et al. 2021, definition 3",
+    needs="residuals,root",
     direction="sharp",
     cost="C - 1 backward passes; and `probes` Hessian products for networks that are not piecewise linear",
 )
@@ -100,14 +102,14 @@ def relative_flatness(
 def _fisher_part(at: Objective, theta: Tensor, name: str, W: Tensor) -> Tensor:
     """(1/n) sum_i sum_c |W^T G_ic|_F^2 (K,)."""
     total, own = torch.zeros(len(theta), dtype=torch.float64, device=theta.device), at.columns[name]
-    for x, _ in at.chunks(2**24):
+    for x, _ in at.chunks(memory.SHARED):
         if at.network.kind != "stacked":
-            for g in sample_gradients(at, theta, x, root_ways):
+            for g in sample_gradients(at, theta, x, at.root.rows):
                 total += _squares(g[:, :, own], W)
             continue
         taps, logits = tapped(at.network, at.unflatten(theta), at.buffers, x)
         tap = next(t for t in taps if f"{t.name}.weight" == name)
-        ways = list(root_ways(logits.detach()))
+        ways = list(at.root.rows(logits.detach()))
         for c, way in enumerate(ways):
             (delta,) = backward(logits, [tap], way, keep=c + 1 < len(ways))
             if is_dense(tap):  # G = delta a^T

@@ -9,18 +9,16 @@ from annotated_types import Gt, Lt
 from torch import Tensor
 
 from landscape_cli.curvature.lanczos import Krylov, eigenpairs_above
-from landscape_cli.curvature.objective import residuals
 from landscape_cli.curvature.sample_gradients import sample_gradients
 from landscape_cli.metrics.point import DENSE, Estimate, Point
+from landscape_cli.network import memory
 from landscape_cli.registry import Count, Natural, Positive, metric
-
-MEMORY = 2**24  # numbers of sample gradients at once
-BASIS = 2**28  # numbers of the Lanczos basis
 
 
 @metric(
     invariant="permutation,global",
     source="Takeuchi 1976; Thomas et al. 2020; ours, docs/essay.md",
+    needs="residuals",
     direction="none",
     cost="p Hessian products up to 2000 parameters, else 100 to 400; every sample gradient",
     version=2,
@@ -68,7 +66,7 @@ def _eigenpairs(
         return [(v[on], torch.zeros_like(v[on]), W.mT[on]) for v, W, on in zip(values, V, kept, strict=True)]
     rng, found = torch.Generator().manual_seed(seed), []
     start = torch.randn(p, generator=rng, dtype=at.theta.dtype).to(at.theta.device)
-    for rows in torch.arange(K).split(max(1, BASIS // (p * min(p, max_steps)))):
+    for rows in torch.arange(K).split(memory.pieces(8 * p * min(p, max_steps), memory.WHOLE)):
         H = at.train.rows(rows).hessian_product(at.theta[rows])
         space = Krylov(H, start.expand(len(rows), p).contiguous(), rng)
         found += eigenpairs_above(space, cutoff, tolerance=tolerance, max_steps=max_steps)
@@ -81,8 +79,8 @@ def _spread(at: Point, k: int, values: Tensor, V: Tensor) -> float:
     if not len(values):
         return float("nan")
     parts, V = [], V.double()
-    size = max(1, MEMORY // theta.shape[1])
+    size = memory.pieces(8 * theta.shape[1], memory.GRADIENTS)
     for x, y in zip(one.x.split(size), one.y.split(size), strict=True):
-        for g in sample_gradients(one, theta, x, lambda z, y=y: [residuals(z, y.expand(len(z), -1))]):  # type: ignore[misc]
+        for g in sample_gradients(one, theta, x, lambda z, y=y: [one.residuals(z, y)]):  # type: ignore[misc]
             parts.append(g[0].double() @ V.mT)
     return float((torch.cat(parts).var(0, unbiased=False) / values).sum())

@@ -11,10 +11,10 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from landscape_cli.curvature.objective import MEMORY
 from landscape_cli.metrics.ball_maximum import climb
 from landscape_cli.metrics.perturbation import Target, around, gaussians, measure_of, resolved, seen
 from landscape_cli.metrics.point import Estimate, Point, Split, exact, nothing, over_draws
+from landscape_cli.network import memory
 from landscape_cli.registry import Count, Natural, Positive, metric
 
 Solver = Literal["ascent", "converged"]
@@ -262,13 +262,14 @@ def _together(at: Point, m: int) -> int:
     """How many minibatches at once have their parameters, gradients and activations in memory."""
     K, p = at.theta.shape
     need = at.train.bytes_per_sample * m + 8 * K * p * 8
-    return max(1, MEMORY // 2 // need)
+    return memory.pieces(need, memory.STACKED)
 
 
 @metric(
     invariant="permutation",
     source="Foret et al. 2021; Andriushchenko et al. 2023, eq. 2",
     default=True,
+    needs={"target=error": "classes"},
     direction="sharp",
     cost="2 forward passes a draw",
 )

@@ -34,6 +34,7 @@ Rise = Callable[[Tensor], Tensor]
 @metric(
     invariant="permutation",
     source="Jiang et al. 2020, appendix C (1 / sigma^2 of PAC-Bayes)",
+    needs={"target=error": "classes"},
     direction="sharp",
     cost="8 to 12 forward passes a draw",
 )
@@ -73,6 +74,7 @@ def pac_bayes_sharpness(
 @metric(
     invariant={"eps=0": "permutation,global,filter"},
     source="Jiang et al. 2020, appendix C (magnitude-aware, eps = 1e-3 there)",
+    needs={"target=error": "classes"},
     direction="sharp",
     cost="8 to 12 forward passes a draw",
 )

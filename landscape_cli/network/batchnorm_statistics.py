@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from landscape_cli.network import Network, norm_layers, set_modes, unstack
+from landscape_cli.network import Network, memory, norm_layers, set_modes, unstack
 from landscape_cli.network.layers import Params, Pass, Tap
-
-MEMORY = 2**31  # bytes of one layer's activations
 
 
 def collect_statistics(network: Network, params: Params, buffers: Params, x: Tensor) -> Params:
@@ -24,7 +22,7 @@ def collect_statistics(network: Network, params: Params, buffers: Params, x: Ten
         return buffers
     with torch.no_grad():
         if network.kind == "stacked":
-            pieces = x.split(max(2, MEMORY // widest(network, params, buffers, x[:1])))
+            pieces = x.split(max(2, memory.pieces(widest(network, params, buffers, x[:1]), memory.WHOLE)))
             how = Pass(batchnorm="collect")
             if len(pieces) == 1:
                 network(params, buffers, x, how)

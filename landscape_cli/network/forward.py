@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -19,6 +20,7 @@ import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from landscape_cli.loss import SOFTMAX, Loss
 from landscape_cli.network.layers import (
     CURVED,
     FRESH,
@@ -56,6 +58,8 @@ class Network:
     kind: Literal["stacked", "vmap", "loop", "charted"]
     reason: str
     dtype: torch.dtype  # of the forward pass; parameters keep theirs
+    input_dim: int  # dimensions of one batch, (B, ...)
+    loss: Loss = SOFTMAX  # of what comes out
     chart: Chart | None = None
 
     def __call__(self, params: Params, buffers: Params, x: Tensor, how: Pass | None = None) -> Tensor:
@@ -95,11 +99,6 @@ class Network:
         """Whether it has dropout that does something."""
         return any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in self.module.modules())
 
-    @property
-    def input_dim(self) -> int:
-        """Dimensions of one batch, (B, ...)."""
-        return int(self.module.input_dim)  # type: ignore[arg-type]  # set by `build`
-
     def _single(self, params: Params, buffers: Params, x: Tensor) -> Tensor:
         out: Tensor = torch.func.functional_call(self.module, (params, buffers), (x,))
         return out
@@ -120,31 +119,33 @@ class Network:
             self.module.eval()
 
 
-def build(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Network:
+def build(
+    module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype = torch.float32, loss: Loss = SOFTMAX
+) -> Network:
     """Decide how a stack of copies of this module is run.
 
     Args:
         module: any network that maps (B, *input_shape) to logits (B, C).
         input_shape: shape of one sample.
         dtype: of the forward pass; bfloat16 keeps parameters and logits in their own type.
+        loss: of its logits.
     Raises: Fault for layers whose evaluation mode is no function of one sample, or whose dropout cannot be switched.
     """
     module = copy.deepcopy(module).eval()
     for name, layer in module.named_modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not layer.track_running_stats:
             raise Fault(f"model: {name} has track_running_stats=False: its samples mix even in evaluation mode")
-    module.input_dim = len(input_shape) + 1  # type: ignore[assignment]
-    for layer in module.modules():
-        if hasattr(layer, "inplace"):
-            layer.inplace = False  # type: ignore[assignment]  # an activation that is overwritten cannot be differentiated twice
+    for layer in module.modules():  # of the copy: an activation that is overwritten cannot be differentiated twice
+        if getattr(layer, "inplace", None) is True:
+            with suppress(AttributeError):  # what a user's class computes cannot be set
+                layer.inplace = False  # type: ignore[assignment]
     graph, reason = _trace(module)
-    if graph is not None:
-        network = Network(module, graph, "stacked", "", dtype)
-        if not (reason := _fault(network, input_shape)):
-            return network
-    network = Network(module, None, "vmap", reason, dtype)
+    network = Network(module, graph, "stacked", "", dtype, len(input_shape) + 1, loss)
+    if graph is not None and not (reason := _fault(network, input_shape)):
+        return network
+    network = replace(network, graph=None, kind="vmap", reason=reason)
     if fault := _fault(network, input_shape):
-        return Network(module, None, "loop", f"{reason}; vmap: {fault}", dtype)
+        return replace(network, kind="loop", reason=f"{reason}; vmap: {fault}")
     return network
 
 

@@ -7,6 +7,7 @@ Begin with entries.py.
 from landscape_cli.registry.descriptions import SHELVES, describe, parts_of, type_of
 from landscape_cli.registry.entries import (
     DIRECTIONS,
+    NEEDS,
     REGISTRY,
     Count,
     Direction,
@@ -21,6 +22,7 @@ from landscape_cli.registry.entries import (
     dataset,
     metric,
     model,
+    needs,
     same_as,
 )
 from landscape_cli.registry.errors import Fault
@@ -28,6 +30,7 @@ from landscape_cli.registry.plugins import load_plugins
 
 __all__ = [
     "DIRECTIONS",
+    "NEEDS",
     "REGISTRY",
     "SHELVES",
     "Count",
@@ -46,6 +49,7 @@ __all__ = [
     "load_plugins",
     "metric",
     "model",
+    "needs",
     "parts_of",
     "same_as",
     "type_of",

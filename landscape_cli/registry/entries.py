@@ -31,6 +31,7 @@ Direction = Literal["sharp", "flat", "none"]
 FILE = "landscape_plugin_"  # what the names of modules begin with that `--plugin FILE` makes
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+NEEDS = ("residuals", "root", "classes", "margins")  # what a loss may have beside values
 DIRECTIONS: dict[str, str] = {
     "sharp": "large means sharp",
     "flat": "large means flat",
@@ -119,6 +120,7 @@ def metric(
     version: int = 1,
     same: str = "",
     pairs: bool = False,
+    needs: str | Mapping[str, str] = "",
     search: bool = False,
     direction: str = "",
     cost: str = "",
@@ -134,6 +136,8 @@ def metric(
         version: raise it when values change, so that old cells are measured again.
         same: the metric of which this one is a monotone function; tests count the two once. It names none itself.
         pairs: whether it looks at the other minima of the experiment too, `Point.peers`.
+        needs: what of the loss it takes beside values, names of `NEEDS` joined by commas, or that for each value of a
+            setting as in `invariant`, under "" always; with a loss that has it not the metric is undefined.
         search: whether it follows the path of a search, which rounding can turn: the audit holds it to 1e-4.
         direction: what a large value means: `sharp`, `flat` or `none`.
         cost: in words, per minimum.
@@ -144,7 +148,24 @@ def metric(
             names = ", ".join(get_args(Invariance))
             raise Fault(f"@metric(invariant=...): {', '.join(sorted(unknown))}: no such claim; there are {names}")
     facts = {"invariant": invariant, "source": source, "default": default, "version": version, "same": same}
+    facts |= {"needs": needs}
+    for parts in needs_by_setting(needs).values():
+        if unknown := {*parts} - {*NEEDS}:
+            raise Fault(f"@metric(needs=...): {', '.join(sorted(unknown))}: no such part; there are {', '.join(NEEDS)}")
     return _register("metric", **facts, pairs=pairs, search=search, direction=direction, cost=cost, grids=grids)
+
+
+def needs_by_setting(stated: str | Mapping[str, str]) -> dict[str, list[str]]:
+    """What a metric takes of the loss, under "" always, under "target=error" with that setting."""
+    every = {"": stated} if isinstance(stated, str) else stated
+    return {key: [one.strip() for one in text.split(",") if one.strip()] for key, text in every.items()}
+
+
+def needs(entry: Entry, settings: Mapping[str, Any]) -> list[str]:
+    """What a metric takes of the loss with these settings."""
+    here = {"", *(f"{key}={value}" for key, value in (entry.defaults | dict(settings)).items())}
+    every = needs_by_setting(entry.facts.get("needs", ""))
+    return [one for key, stated in every.items() if key in here for one in stated]
 
 
 def claims(entry: Entry) -> dict[str, list[str]]:

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from landscape_cli.curvature.objective import Objective
-from landscape_cli.network import Network, Params
+from landscape_cli.network import Network, Params, memory
 from landscape_cli.network.batchnorm_folding import Fold, without_norms
 from landscape_cli.network.batchnorm_statistics import collect_statistics, widest
 from landscape_cli.training import stream
 
 Normalization = Literal["filter", "layer", "weight", "none"]
 BatchNorm = Literal["fixed", "interpolate", "recompute"]
-CACHE = 2**22  # bytes of the widest activation
 ROWS = 16  # points of a stack
 WORK = 2**36  # multiplications that are saved together
 
@@ -149,7 +148,7 @@ class Place:
 
     def _samples(self, n: int, points: int) -> int:
         """How many of n samples are evaluated together: equal pieces, whose activations stay in the cache."""
-        most = max(16, CACHE // (points * self._widest))
+        most = max(16, memory.pieces(points * self._widest, memory.WIDEST))
         return -(-n // -(-n // most))
 
     @cached_property

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from landscape_cli.curvature.objective import MEMORY, Objective
+from landscape_cli.curvature.objective import Objective
 from landscape_cli.data import augmentation
 from landscape_cli.data.datasets import Data
-from landscape_cli.network import Network, Params, Pass
+from landscape_cli.network import Network, Params, Pass, memory
 from landscape_cli.network.batchnorm_statistics import collect_statistics
 from landscape_cli.registry.errors import Fault
 from landscape_cli.training import stopping
@@ -28,7 +27,6 @@ from landscape_cli.training.optimizers import Settings, State, ascended, begin, 
 from landscape_cli.training.traced_step import replayed
 
 PER_RUN = ("lr", "weight_decay", "momentum", "rho")  # settings that may differ inside a stack
-BLOCK = 2**26  # bytes of inputs gathered at once
 Slope = Callable[..., list[Tensor]]  # x, y, parameters -> their gradients
 
 
@@ -118,7 +116,7 @@ def train(
     plain = not (drawn or common["label_smoothing"] or network.normalizes)
     free_check = batch == n and plain  # a full-batch step computes the training loss on its way
     at = Objective(network, state.params, buffers, data.x_train, data.y_train)
-    piece = at.chunk_size(MEMORY) if free_check else n
+    piece = at.chunk_size(memory.PASS) if free_check else n
     slope = _slope(network, state, common, seeds)
     clock = time.perf_counter()
 
@@ -195,7 +193,7 @@ def _advance(
     orders = [torch.randperm(n, generator=stream(seeds[row], "shuffle", epoch)) for row in state.active]
     order = torch.stack(orders).to(data.x_train.device)
     bytes_per_step = batch * len(order) * data.x_train[0].numel() * data.x_train.element_size()
-    block = max(1, BLOCK // bytes_per_step)
+    block = memory.pieces(bytes_per_step, memory.BLOCK)
     for start in range(first, int(limit), block):
         stop = min(start + block, int(limit))
         index = order[:, start * batch : stop * batch]
@@ -224,8 +222,7 @@ def _slope(network: Network, state: State, common: Settings, seeds: list[int]) -
         generators = [stream(seeds[row], "dropout", state.step) for row in state.active] if dropping else None
         how = Pass("batch" if normed else "fixed", common.get("ghost_batch"), generators)
         logits = network(leaves, _blank(network, len(x), x) if normed else {}, x, how)
-        # classes before samples: over a last axis of ten classes a log-softmax takes ten times as long
-        loss = F.cross_entropy(logits.mT, y, reduction="sum", label_smoothing=common["label_smoothing"])
+        loss = network.loss.trained(logits, y, common["label_smoothing"], "sum")
         return list(torch.autograd.grad(loss / y.shape[1], list(leaves.values()), materialize_grads=True))
 
     return replayed(slope) if network.kind == "stacked" and not dropping else slope
@@ -245,8 +242,7 @@ def _full_gradient(
     losses, gradient = torch.zeros(len(state.active), dtype=torch.float64, device=data.x_train.device), None
     for x, y in zip(data.x_train.split(piece), data.y_train.split(piece), strict=True):
         logits = network(leaves, own, x)
-        target = y.expand(len(logits), -1)
-        each = F.cross_entropy(logits.mT, target, reduction="none")
+        each = network.loss.trained(logits, y.expand(len(logits), -1), 0.0, "none")
         slopes = torch.autograd.grad(each.sum() / len(data.y_train), list(leaves.values()), materialize_grads=True)
         losses += each.detach().double().sum(1)
         gradient = list(slopes) if gradient is None else [a + b for a, b in zip(gradient, slopes, strict=True)]

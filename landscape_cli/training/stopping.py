@@ -100,4 +100,4 @@ def _score(network: Network, state: State, buffers: Params, data: Data, stop: Se
     if stop.get("score", "loss") == "loss":
         return evaluate(network, state, buffers, data, "valid")
     at, theta = _at(network, state, buffers, data, "valid")
-    return (at.logits(theta).argmax(2) != at.y).double().mean(1)
+    return (1 - at.hits(theta)).mean(1)

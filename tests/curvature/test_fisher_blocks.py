@@ -8,7 +8,8 @@ from helpers import CASES, K, objective, oracle
 from torch.testing import assert_close
 
 from landscape_cli.curvature import fisher_blocks
-from landscape_cli.curvature.fisher import residual_way, root_ways
+from landscape_cli.loss.softmax import residuals, root_rows
+from landscape_cli.network import memory
 
 f64 = torch.float64
 
@@ -30,10 +31,12 @@ def test_squares_of_every_block(name: str, way: str, empirical: bool, monkeypatc
     """However they are computed: F itself is formed in small nets only."""
     monkeypatch.setattr(fisher_blocks, "DIRECT", 512 if way == "direct" else 0)
     monkeypatch.setattr(fisher_blocks, "_outer_is_less", lambda rows: way == "outer products")
-    monkeypatch.setattr(fisher_blocks, "PIECE", 20)  # a few samples at a time
+    monkeypatch.setattr(memory, "PRODUCTS", 8 * 20)  # a few samples at a time
     at, theta = objective(name)
     for k in range(K):
-        rows = fisher_blocks.rows_of(at.alone(k), theta[k : k + 1], residual_way if empirical else root_ways)
+        rows = fisher_blocks.rows_of(
+            at.alone(k), theta[k : k + 1], (lambda z, y: [residuals(z, y)]) if empirical else root_rows
+        )
         F = dense(name, k, empirical)
         for kind, parts in (("none", [slice(0, theta.shape[1])]), ("layer", list(at.columns.values()))):
             own, mean = fisher_blocks.squares(rows)[kind]  # type: ignore[index]
@@ -45,10 +48,10 @@ def test_squares_of_every_block(name: str, way: str, empirical: bool, monkeypatc
 
 def test_rows_in_pieces_give_the_same_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     at, theta = objective("relu", n=40)
-    rows = fisher_blocks.rows_of(at.alone(0), theta[:1], root_ways)
+    rows = fisher_blocks.rows_of(at.alone(0), theta[:1], root_rows)
     whole = fisher_blocks.squares(rows)["none"]
     monkeypatch.setattr(fisher_blocks, "DIRECT", 0)
-    monkeypatch.setattr(fisher_blocks, "PIECE", 7 * 40 * 4)  # rows of 7 samples at a time; 40 is no multiple
+    monkeypatch.setattr(memory, "PRODUCTS", 8 * 7 * 40 * 4)  # rows of 7 samples at a time; 40 is no multiple
     pieces = fisher_blocks.squares(rows)["none"]
     assert_close(pieces[0], whole[0], rtol=1e-12, atol=0)
     assert_close(pieces[1], whole[1], rtol=1e-12, atol=0)

@@ -1,116 +1,20 @@
-"""Losses to the last digit; gradients and products against dense float64 twins."""
+"""Losses, gradients and products against dense float64 twins."""
 
 from __future__ import annotations
 
-import math
-from fractions import Fraction
+from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import CASES, K, N, objective, oracle
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from landscape_cli import network
-from landscape_cli.curvature import objective as module
-from landscape_cli.curvature.objective import Objective, flatten, losses_and_hits, residuals, sample_losses
+from landscape_cli.curvature.objective import Objective, flatten
+from landscape_cli.network import memory
 
 f64 = torch.float64
-
-
-def exact_exp(x: Fraction) -> Fraction:
-    """e^x by its series in rational numbers, to 60 digits."""
-    halvings = max(0, math.ceil(math.log2(max(1.0, abs(float(x))))) + 3)
-    y, term, total = x / 2**halvings, Fraction(1), Fraction(1)
-    for i in range(1, 60):
-        term = term * y / i
-        total += term
-        term = term.limit_denominator(10**90)
-    for _ in range(halvings):
-        total = (total * total).limit_denominator(10**70 * max(1, math.ceil(1 / total) ** 2))
-    return total
-
-
-def exact_odds(z: list[float], y: int) -> Fraction:
-    """sum_{c != y} exp(z_c - z_y), without rounding in the differences."""
-    return sum((exact_exp(Fraction(v) - Fraction(z[y])) for c, v in enumerate(z) if c != y), Fraction(0))
-
-
-@pytest.mark.parametrize(
-    "z", [[30.0, 1.0, 2.0], [1.0, 2.0, 28.5], [0.0, 40.0, -3.0], [0.1, 0.2, 0.3], [25.0, -2.6, -2.7]]
-)
-@pytest.mark.parametrize("y", [0, 1, 2])
-def test_losses_and_residuals_keep_12_digits_however_small(z: list[float], y: int) -> None:
-    logits, label = torch.tensor([z], dtype=f64), torch.tensor([y])
-    odds = exact_odds(z, y)
-    wrong = float(odds / (1 + odds))  # 1 - p_y
-    loss = math.log1p(float(odds)) if odds < 1 else math.log(float(1 + odds))
-    assert float(sample_losses(logits, label)) == pytest.approx(loss, rel=1e-12)
-    r = residuals(logits, label)[0]
-    others = [c for c in range(3) if c != y]
-    assert float(r[y]) == pytest.approx(-wrong, rel=1e-12)
-    for c in others:
-        due = float(exact_exp(Fraction(z[c]) - Fraction(z[y])) / (1 + odds))
-        assert float(r[c]) == pytest.approx(due, rel=1e-12)
-
-
-def test_a_loss_of_1e_12_has_12_digits_where_the_usual_formula_has_4() -> None:
-    gap = 27.631  # about -log(1e-12)
-    logits, y = torch.tensor([[gap, 0.0]], dtype=f64), torch.tensor([0])
-    due = math.log1p(math.exp(-gap))
-    assert float(sample_losses(logits, y)) == pytest.approx(due, rel=1e-12)
-    assert abs(float(F.cross_entropy(logits, y)) / due - 1) > 1e-6  # teeth
-
-
-@pytest.mark.parametrize("size", [1e2, 1e3, 1e5, 1e15])
-def test_huge_logits_give_neither_inf_nor_nan(size: float) -> None:
-    z = torch.tensor([[size, -size, 0.0], [-size, size, size], [size, size, size]], dtype=f64).requires_grad_()
-    y = torch.tensor([0, 0, 2])
-    losses = sample_losses(z, y)
-    due = torch.tensor([0.0, 2 * size + math.log(2), math.log(3)], dtype=f64)
-    lost = 2e-16 * size  # logsumexp rounds the log odds at the size of the logits
-    assert_close(losses, due, rtol=1e-14, atol=lost + 1e-14)
-    assert losses[0] <= math.exp(-size)  # and this one, nearly 0, to its own last digit
-    slopes = torch.autograd.grad(losses.sum(), z, create_graph=True)[0]
-    assert_close(slopes.detach(), residuals(z.detach(), y), rtol=1e-12 + 4 * lost, atol=1e-30)
-    again = torch.autograd.grad((slopes * torch.arange(9.0, dtype=f64).view(3, 3)).sum(), z)[0]
-    assert bool(torch.isfinite(again).all())
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    z=st.lists(st.floats(-60, 60), min_size=2, max_size=6),
-    shift=st.floats(-5, 5),
-    data=st.data(),
-)
-def test_losses_are_cross_entropies_and_residuals_their_slopes(
-    z: list[float], shift: float, data: st.DataObject
-) -> None:
-    y = torch.tensor([data.draw(st.integers(0, len(z) - 1))])
-    logits = torch.tensor([z], dtype=f64).requires_grad_()
-    losses = sample_losses(logits, y)
-    assert_close(losses, F.cross_entropy(logits, y)[None], rtol=1e-9, atol=1e-12)
-    (slope,) = torch.autograd.grad(losses.sum(), logits)
-    assert_close(slope, torch.softmax(logits.detach(), 1) - F.one_hot(y, len(z)), rtol=1e-9, atol=1e-14)
-    assert_close(residuals(logits.detach(), y), slope, rtol=1e-12, atol=1e-300)
-    assert abs(float(residuals(logits.detach(), y).sum())) <= 1e-15
-    assert_close(sample_losses(logits + shift, y), losses, rtol=1e-9, atol=1e-20)
-
-
-@pytest.mark.parametrize("classes_apart", [False, True])
-@pytest.mark.parametrize("ties", [False, True])
-def test_hits_are_those_of_argmax(classes_apart: bool, ties: bool) -> None:
-    rng = torch.Generator().manual_seed(0)
-    z, y = torch.randn(4, 500, 3, generator=rng, dtype=f64), torch.randint(3, (4, 500), generator=rng)
-    z = z.round() if ties else z  # small whole numbers: a third of the samples have two best classes
-    z = z.mT.contiguous().mT if classes_apart else z
-    before = z.clone()
-    losses, right = losses_and_hits(z, y)
-    assert torch.equal(losses, sample_losses(z, y)) and torch.equal(z, before)
-    rows = zip(z.flatten(0, 1).tolist(), y.flatten().tolist(), strict=True)
-    assert right.flatten().tolist() == [max(range(3), key=row.__getitem__) == label for row, label in rows]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -128,18 +32,16 @@ SMALL = ["default", "tiny"]
 
 
 @pytest.fixture(params=SMALL)
-def budget(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def budget(request: pytest.FixtureRequest) -> Iterator[str]:
     """Everything in one pass, or a few samples at a time and graphs that do not fit into memory."""
-    if request.param == "tiny":
-        monkeypatch.setattr(module, "CACHE", 1)
-        monkeypatch.setattr(module, "MEMORY", 5000)
-    return str(request.param)
+    with memory.limited(1 if request.param == "tiny" else None):
+        yield str(request.param)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_loss_gradient_and_products_against_dense_twins(name: str, budget: str) -> None:
     at, theta = objective(name)
-    assert len(list(at.chunks(module.MEMORY))) == 1 if budget == "default" else len(list(at.chunks(1))) == N
+    assert len(list(at.chunks(memory.PASS))) == (1 if budget == "default" else N)
     v = torch.randn(theta.shape, generator=torch.Generator().manual_seed(5), dtype=f64)
     loss, gradient = at.loss_and_gradient(theta)
     Hv, Rv = at.hessian_product(theta), at.hessian_product(theta, residual_part=True)
@@ -171,13 +73,13 @@ def test_products_of_one_minimum_alone(name: str, budget: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["tanh", "gated"])
-def test_products_with_a_graph_too_large_for_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_with_a_graph_too_large_for_memory(name: str) -> None:
     at, theta = objective(name)
     v = torch.ones_like(theta)
     whole = at.hessian_product(theta)(v)
-    monkeypatch.setattr(module, "MEMORY", 1)
-    assert len(list(at.chunks(module.MEMORY))) == N
-    product = at.hessian_product(theta)
+    with memory.limited(1):
+        assert len(list(at.chunks(memory.PASS))) == N
+        product = at.hessian_product(theta)
     assert_close(product(v), whole, rtol=1e-12, atol=1e-14)
     assert_close(product(v), whole, rtol=1e-12, atol=1e-14)
 

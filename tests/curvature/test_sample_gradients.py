@@ -8,7 +8,6 @@ from helpers import CASES, K, N, data, modules, objective, oracle, plain_logits,
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from landscape_cli.curvature import objective as objective_module
 from landscape_cli.curvature import sample_gradients as samples_module
 from landscape_cli.curvature.fisher import fisher_diagonal, fisher_traces, root
 from landscape_cli.curvature.sample_gradients import (
@@ -18,6 +17,7 @@ from landscape_cli.curvature.sample_gradients import (
     sample_hessian_products,
     squared_norms,
 )
+from landscape_cli.network import memory
 
 f64 = torch.float64
 
@@ -38,7 +38,8 @@ def test_gram_matrix_is_that_of_a_loop_over_samples(name: str) -> None:
 def test_traces_of_the_fisher_information_tensor_by_tensor(name: str) -> None:
     at, theta = objective(name)
     traces = fisher_traces(at, theta)
-    chunked = fisher_traces(at, theta, chunk=1)
+    with memory.limited(1):
+        chunked = fisher_traces(at, theta)
     assert not traces.requires_grad
     sizes = [t[0].numel() for t in at.like.values()]
     for k in range(K):
@@ -61,12 +62,12 @@ def test_trace_of_the_hessian_is_that_of_f_exactly_where_the_net_is_piecewise_li
 
 
 @pytest.mark.parametrize("name", ["residual", "conv1d", "twice", "gated"])
-def test_chunks_do_not_change_the_gram_matrix(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_do_not_change_the_gram_matrix(name: str) -> None:
     at, theta = objective(name)
     whole = sample_gram(at, theta)
-    monkeypatch.setattr(type(at), "chunk_size", lambda self, budget: 5)
-    assert objective_module.MEMORY > 0
-    assert_close(sample_gram(at, theta), whole, rtol=1e-11, atol=1e-14)
+    with memory.limited(5 * 2 * int(at.bytes_per_sample)):
+        assert at.chunk_size(memory.TAPS) in (4, 5)
+        assert_close(sample_gram(at, theta), whole, rtol=1e-11, atol=1e-14)
 
 
 def test_true_fisher_is_the_mean_of_the_empirical_one_over_labels_of_the_model() -> None:
@@ -143,6 +144,6 @@ def test_norms_and_diagonals_of_every_network(name: str) -> None:
 def test_minima_one_at_a_time_give_the_same_gram_matrix(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     at, theta = objective(name)
     whole = sample_gram(at, theta)
-    monkeypatch.setattr(samples_module, "MEMORY", 1)
     monkeypatch.setattr(samples_module, "BLOCK", 5)  # 17 is no multiple
-    assert_close(sample_gram(at, theta), whole, rtol=1e-12, atol=1e-14)
+    with memory.limited(1):
+        assert_close(sample_gram(at, theta), whole, rtol=1e-12, atol=1e-14)

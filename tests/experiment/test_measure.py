@@ -21,6 +21,7 @@ from landscape_cli.experiment import measure as measurement
 from landscape_cli.experiment.cell_records import key_of
 from landscape_cli.experiment.session import Record, Session
 from landscape_cli.metrics.point import Estimate, Point, exact
+from landscape_cli.network import memory
 from landscape_cli.registry import REGISTRY, Entry
 from landscape_cli.registry.errors import Fault
 from landscape_cli.store import checkpoints
@@ -161,8 +162,8 @@ def test_a_stack_of_minima_fits_into_memory(tiny: Open, monkeypatch: pytest.Monk
     register(monkeypatch, toy)
     session = tiny(SMALL)
     records = trained(session)
-    monkeypatch.setattr(measurement, "MEMORY", 2 * 8 * 20**2)  # two Gram matrices of 20 samples
-    assert len(measure(session, records, [("toy", {})])) == 3 and sizes == [2, 1]
+    with memory.limited(2 * 2 * 8 * 20**2):  # half of it for two Gram matrices of 20 samples
+        assert len(measure(session, records, [("toy", {})])) == 3 and sizes == [2, 1]
 
 
 def test_diverged_runs_are_left_out(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ from landscape_cli import store, training
 from landscape_cli.config import Run
 from landscape_cli.data.datasets import Data
 from landscape_cli.experiment import stacks
-from landscape_cli.training import Outcome, State, loop
+from landscape_cli.network import memory
+from landscape_cli.training import Outcome, State
 
 CPU = torch.device("cpu")
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -67,7 +68,7 @@ def names(case: str, data: Data) -> list[str]:
 def test_going_on_gives_the_same_bits(case: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped at several ticks, most within an epoch, some after a run has left, and going on from the file."""
     data = some_data(40)
-    monkeypatch.setattr(loop, "BLOCK", 3 * 10 * 6 * 8)  # one step a block: a tick between any two steps
+    monkeypatch.setattr(memory, "BLOCK", 3 * 10 * 6 * 8)  # one step a block: a tick between any two steps
     stop = {"train_loss": 0.85, "max_epochs": 30}
     whole = {o.row: o for o in go(case, data, stop, folder, None, 0)}
     assert len({o.steps for o in whole.values()}) > 1  # one leaves before the others

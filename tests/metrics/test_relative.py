@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -13,8 +14,8 @@ from helpers import CASES, Case, K, N, at_of, data, modules, oracle, plain_logit
 from spectrum_cases import NETS, both_ways, honest, matrix_free, one  # noqa: F401
 from torch import Tensor, nn
 
-from landscape_cli.curvature import objective
 from landscape_cli.metrics.point import Point
+from landscape_cli.network import memory
 
 f64 = torch.float64
 LAST = {"residual": "fc", "conv1d": "7", "relu": "3", "tanh": "3"}
@@ -24,11 +25,10 @@ HIDDEN += [("residual", name) for name in ("conv1", "conv2", "short")]
 
 
 @pytest.fixture(params=["whole", "pieces"])
-def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def pieces(request: pytest.FixtureRequest) -> Iterator[None]:
     """All samples in one pass, or a few at a time."""
-    if request.param == "pieces":
-        monkeypatch.setattr(objective, "CACHE", 1)
-        monkeypatch.setattr(objective, "MEMORY", 5000)
+    with memory.limited(1 if request.param == "pieces" else None):
+        yield
 
 
 # ---- Fisher-Rao

@@ -15,6 +15,7 @@ from landscape_cli import registry, store, training
 from landscape_cli.config import Run
 from landscape_cli.data.datasets import Data
 from landscape_cli.experiment import stacks
+from landscape_cli.network import memory
 from landscape_cli.network.models import build_module
 from landscape_cli.training import Outcome, State, optimizers
 
@@ -194,7 +195,7 @@ def test_going_on_gives_the_same_bits(case: str, tmp_path: Path, monkeypatch: py
     """Stopped within an epoch, and going on from the file: parameters, and the history with its test losses."""
     model = {"dropout": DROPPING, "batch norm": NORMED}.get(case, MLP)
     data, seeds, folder = some_data(40), [0, 1, 2], store.open_folder(tmp_path, "exp")
-    monkeypatch.setattr(training, "BLOCK", 3 * 10 * 6 * 8)  # one step a block: a tick between any two steps
+    monkeypatch.setattr(memory, "BLOCK", 3 * 10 * 6 * 8)  # one step a block: a tick between any two steps
     own = {"batch_size": "full", "lr": 0.5} if case == "full" else {}
     settings = [sam(False, momentum=0.5, **own, rho=r, stop={"max_epochs": 12}) for r in (0.05, 0.1, 0.2)]
     stack = [Run(f"s{k}", "all", k, {}, {"training": s}) for k, s in enumerate(settings)]

@@ -13,7 +13,7 @@ from torch import nn
 from landscape_cli import config, network, training
 from landscape_cli.curvature.objective import Objective, flatten
 from landscape_cli.metrics.point import Point
-from landscape_cli.network import Pass, batchnorm_statistics
+from landscape_cli.network import Pass, batchnorm_statistics, memory
 from landscape_cli.network.models import build_module
 from landscape_cli.registry import REGISTRY
 from landscape_cli.registry.errors import Fault
@@ -187,14 +187,14 @@ def test_a_plugins_model_with_wrong_outputs(monkeypatch: pytest.MonkeyPatch) -> 
     assert str(caught.value) == "model.name: 'narrow' gives (2,) values a sample, 3 are due"
 
 
-def test_statistics_in_pieces_are_those_of_the_whole_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_in_pieces_are_those_of_the_whole_set() -> None:
     modules = [build_module({"name": "resnet", "width": 2}, (1, 8, 8), 3, seed).double() for seed in range(2)]
     net = network.build(modules[0], (1, 8, 8), torch.float64)
     params, buffers = network.stack(modules)
     x = some_data(40, (1, 8, 8)).x_train
     due = batchnorm_statistics.collect_statistics(net, params, buffers, x)
-    monkeypatch.setattr(batchnorm_statistics, "MEMORY", 30_000)
-    got = batchnorm_statistics.collect_statistics(net, params, buffers, x)
+    with memory.limited(2 * 30_000):
+        got = batchnorm_statistics.collect_statistics(net, params, buffers, x)
     assert got.keys() == due.keys()
     for name in due:
         torch.testing.assert_close(got[name], due[name], rtol=1e-9, atol=1e-12)
