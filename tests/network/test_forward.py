@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CASES, K, N, data, modules, objective, oracle, plain_logits, vector
+from helpers import CASES, K, N, data, f64, modules, objective, oracle, plain_logits, vector
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -323,3 +323,35 @@ def test_convolutions_that_are_differentiated_twice(
 
     for got, due in zip(product(ours), product(plain), strict=True):
         assert_close(got, due, rtol=1e-10, atol=1e-12)
+
+
+class Owner(nn.Module):
+    """A user's module with attributes of the names that we would like, some of them not to be set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_dim, self.loss, self.graph, self.reason = 2, "mine", None, 7
+        self.one, self.act, self.two = nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 3)
+        self.act.inplace = True
+
+    @property
+    def inplace(self) -> bool:
+        return True
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert (self.input_dim, self.loss, self.graph, self.reason) == (2, "mine", None, 7)
+        return self.two(self.act(self.one(x.flatten(1)))) * self.input_dim
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 2)])
+def test_the_users_module_is_left_as_it_was(shape: tuple[int, ...]) -> None:
+    module = Owner().double().train()
+    before, state = dict(vars(module)), {n: t.clone() for n, t in module.state_dict().items()}
+    network, (params, buffers) = build(module, shape, f64), stack([module, module])
+    x = torch.randn(6, *shape, generator=torch.Generator().manual_seed(0), dtype=f64)
+    found = network(params, buffers, x)
+    assert_close(found[0], module(x).detach(), rtol=1e-12, atol=1e-14)
+    assert_close(network(params, buffers, torch.stack([x, x])), found)
+    assert vars(module) == before and module.training and module.act.inplace
+    assert all(torch.equal(t, state[n]) for n, t in module.state_dict().items())
+    assert vars(network.module).keys() == before.keys()  # nor has the copy anything of ours

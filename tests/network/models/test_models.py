@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import begin, settings_of, some_data
-from torch import nn
+from conftest import Call, begin, settings_of, some_data
+from torch import Tensor, nn
 
 from landscape_cli import config, network, training
 from landscape_cli.curvature.objective import Objective, flatten
 from landscape_cli.metrics.point import Point
 from landscape_cli.network import Pass, batchnorm_statistics, memory
 from landscape_cli.network.models import build_module
-from landscape_cli.registry import REGISTRY
+from landscape_cli.registry import REGISTRY, Entry
 from landscape_cli.registry.errors import Fault
 
 TRIED: list[tuple[dict[str, Any], tuple[int, ...]]] = [
@@ -185,6 +188,90 @@ def test_a_plugins_model_with_wrong_outputs(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(Fault) as caught:
         build_module({"name": "narrow"}, (4,), 3, 0)
     assert str(caught.value) == "model.name: 'narrow' gives (2,) values a sample, 3 are due"
+
+
+class Pair(NamedTuple):
+    logits: Tensor
+    features: Tensor
+
+
+ALONE = "return the logits alone, a tensor (samples, 3)"
+NO_LOGITS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "tuple": (lambda z: (z, z), f"a tuple of 2 for a batch: {ALONE}"),
+    "list": (lambda z: [z], f"a list of 1 for a batch: {ALONE}"),
+    "named tuple": (lambda z: Pair(z, z), f"a Pair of 2 for a batch: {ALONE}"),
+    "dict": (
+        lambda z: {"logits": z, "features": z},
+        f"a dict with keys logits, features for a batch: {ALONE}",
+    ),
+    "none": (lambda z: None, f"nothing (None) for a batch: {ALONE}"),
+    "number": (lambda z: 1.5, f"a float for a batch: {ALONE}"),
+    "array": (lambda z: z.detach().numpy(), f"a ndarray for a batch: {ALONE}"),
+    "one axis": (lambda z: z[:, 0], f"a tensor (2,) for 2 samples: {ALONE}"),
+    "mean loss": (lambda z: z.mean(), f"a tensor () for 2 samples: {ALONE}"),
+    "three axes": (lambda z: z[..., None], f"a tensor (2, 3, 1) for 2 samples: {ALONE}"),
+    "one row": (lambda z: z[:1], "1 rows for 2 samples: each sample needs its own"),
+    "more rows": (lambda z: torch.cat([z, z]), "4 rows for 2 samples: each sample needs its own"),
+    "classes": (lambda z: z[:, :2], "(2,) values a sample, 3 are due"),
+    "integers": (lambda z: z.long(), "numbers of type int64: return the logits, which are real"),
+    "truths": (lambda z: z > 0, "numbers of type bool: return the logits, which are real"),
+    "complex": (lambda z: z + 0j, "numbers of type complex64: return the logits, which are real"),
+}
+
+
+def giving(monkeypatch: pytest.MonkeyPatch, last: Callable[[Tensor], Any]) -> None:
+    """Registers a model `given` whose forward pass ends with this."""
+
+    class Given(nn.Module):
+        def __init__(self, size: int, classes: int) -> None:
+            super().__init__()
+            self.layer = nn.Linear(size, classes)
+
+        def forward(self, x: Tensor) -> Any:
+            return last(self.layer(x.flatten(1)))
+
+    def given(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        """Ends with what the test says."""
+        return Given(math.prod(input_shape), num_classes)
+
+    monkeypatch.setitem(REGISTRY["model"], "given", Entry("given", "model", given))
+
+
+@pytest.mark.parametrize("kind", NO_LOGITS)
+def test_a_model_that_gives_no_logits_is_one_line(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    last, due = NO_LOGITS[kind]
+    giving(monkeypatch, last)
+    with pytest.raises(Fault) as caught:
+        build_module({"name": "given"}, (4,), 3, 0)
+    assert (str(caught.value), caught.value.code) == (f"model.name: 'given' gives {due}", 2)
+
+
+@pytest.mark.parametrize("words", [("train",), ("measure",), ("doctor",), ("compare",), ("surface",), ("audit",)])
+def test_every_command_says_so(words: tuple[str, ...], call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    giving(monkeypatch, lambda z: (z, z))
+    path = Path("given.yaml")
+    path.write_text(Path("tiny.yaml").read_text().replace('"mlp", "hidden": [8]', '"given"'))
+    code, out, err = call(*words, "given.yaml")
+    due = "model.name: 'given' gives a tuple of 2 for a batch: return the logits alone, a tensor (samples, 10)"
+    assert (code, out, err.splitlines()[-1]) == (2, "", due)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_logits_of_another_real_type_are_taken(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    giving(monkeypatch, lambda z: z.to(dtype))
+    module = build_module({"name": "given"}, (4,), 3, 0)
+    net = network.build(module, (4,))
+    params, buffers = network.stack([module, module])
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    out = net(params, buffers, x)
+    assert out.dtype == torch.float32 and out.shape == (2, 5, 3)
+    torch.testing.assert_close(out[0], module(x).float())
+
+
+def test_a_model_without_parameters_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REGISTRY["model"], "idle", Entry("idle", "model", lambda shape, classes: nn.Flatten()))
+    with pytest.raises(Fault, match=r"^model.name: 'idle' has no parameters: there is nothing to train$"):
+        build_module({"name": "idle"}, (4,), 4, 0)
 
 
 def test_statistics_in_pieces_are_those_of_the_whole_set() -> None:
