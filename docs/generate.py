@@ -82,6 +82,7 @@ def _metric(entry: registry.Entry) -> str:
         f"- settings and defaults: {settings}",
         f"- invariant: {'; '.join(map(_claim, *zip(*registry.claims(entry).items(), strict=True)))}",
         f"- direction: {registry.DIRECTIONS[entry.facts['direction']]}",
+        *([f"- needs of the loss: {needed}"] if (needed := registry.needed(entry)) else []),
         f"- cost: {entry.facts['cost']}",
         f"- measured by default: {default}",
         f"- source: {entry.facts['source']}",

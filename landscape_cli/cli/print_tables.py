@@ -164,7 +164,7 @@ def shelf(rows: list[dict[str, Any]], verbose: bool) -> None:
                 several = ", a row each" if default[0] == "[" and not o["type"].startswith("list") else ""
                 terminal.add_row(view, [o["name"], o["type"], default + several, o["meaning"]])
             out.print(Padding(view, below, expand=False))
-        stated = {k: row.get(k, "") for k in ("value", "direction", "cost", "invariant", "source", "default")}
+        stated = {k: row.get(k, "") for k in ("value", "direction", "cost", "invariant", "needs", "source", "default")}
         stated["direction"] = DIRECTIONS.get(stated["direction"], "")
         stated["invariant"] = stated["invariant"].replace(",", ", ")
         when = {True: "measured by default", False: "by name, or with metrics: all"}

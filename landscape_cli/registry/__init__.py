@@ -4,7 +4,7 @@ The ground floor: imports no other package of ours, neither torch nor pydantic, 
 Begin with entries.py.
 """
 
-from landscape_cli.registry.descriptions import SHELVES, describe, parts_of, type_of
+from landscape_cli.registry.descriptions import SHELVES, describe, needed, parts_of, type_of
 from landscape_cli.registry.entries import (
     DIRECTIONS,
     NEEDS,
@@ -49,6 +49,7 @@ __all__ = [
     "load_plugins",
     "metric",
     "model",
+    "needed",
     "needs",
     "parts_of",
     "same_as",

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from landscape_cli.registry.entries import Entry, Kind, claims
+from landscape_cli.registry.entries import Entry, Kind, claims, needs_by_setting
 
 SHELVES: dict[str, Kind] = {"models": "model", "datasets": "dataset", "metrics": "metric"}
 
@@ -31,12 +31,19 @@ def describe(entry: Entry) -> dict[str, Any]:
         stated = {k: ",".join(v) for k, v in claims(entry).items()}
         about["value"] = parts.get("Returns", "").removeprefix("(K,), ")
         about["invariant"] = stated[""] if "" in stated else "; ".join(f"{k}: {v}" for k, v in stated.items())
+        about["needs"] = needed(entry)
         about |= {k: entry.facts[k] for k in ("direction", "cost", "source", "default")}
     elif "Source" in parts:
         about["source"] = parts["Source"]
     about["text"] = parts[""]
     about["docs"] = inspect.getdoc(entry.function) or ""
     return about
+
+
+def needed(entry: Entry) -> str:
+    """What a metric takes of the loss beside its values, as its decorator states it; empty for nothing."""
+    stated = needs_by_setting(entry.facts.get("needs", ""))
+    return "; ".join(f"{key}: {', '.join(parts)}" if key else ", ".join(parts) for key, parts in stated.items())
 
 
 def parts_of(entry: Entry) -> dict[str, str]:
