@@ -115,7 +115,7 @@ def of_record(session: Session, record: Record, settings: dict[str, Any], others
     """The minimum of a run in float64, with its data and one other minimum; and the same as the transforms take it."""
     plain = measure.point(session, [record], settings)
     module, shape = session.module(settings).double(), session.data(settings).input_shape
-    net = build(module, shape, torch.float64)
+    net = build(module, shape, torch.float64, plain.train.network.loss)
     train, test = (replace(side.to(torch.float64), network=net) for side in (plain.train, plain.test))
     peers = {o["run_id"]: measure.point(session, [o], settings).theta[0].double() for o in others[:1]}
     initial = None if plain.initial is None else plain.initial.double()
