@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full or of another encoding: the work is done, and the exit code says how it went."""
+"""Standard streams that are closed, full or of another encoding: the work is done, its exit code is right."""
 
 from __future__ import annotations
 
