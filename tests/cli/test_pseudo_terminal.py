@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, yaml_of
 
-SHORT = ["--set", "training.stop.train_loss=0.5", "--metrics", "train_loss,hessian_top"]
+SHORT = ["--set", "training.stop.train_loss=1.0", "--metrics", "train_loss,hessian_top"]
 
 
 def in_terminal(place: Path, *words: str, **environment: str) -> tuple[int, str]:
