@@ -1,4 +1,4 @@
-"""Writes docs/metrics.md and commands.md from the code, essay.md and invariance.md from the tables of runs.
+"""Writes docs/metrics.md, commands.md and results.md from the code, essay.md and invariance.md from the tables of runs.
 
 `--check` fails if they are not what it would write.
 """
@@ -15,6 +15,7 @@ from typing import get_type_hints
 from typer.models import ArgumentInfo, OptionInfo
 
 from landscape_cli import cli, registry
+from landscape_cli.store.columns import RUN_COLUMNS, SWEPT
 
 HERE = Path(__file__).parent
 NOTE = "<!-- Made by `python docs/generate.py`. Do not edit: change the docstrings in landscape_cli. -->\n"
@@ -163,7 +164,20 @@ def beside(name: str) -> str:
     return text
 
 
-PAGES = {"metrics.md": metrics_page, "commands.md": commands_page}
+def results_page() -> str:
+    """What stands in a results folder: the columns of runs.csv."""
+    note = NOTE.replace("the docstrings in landscape_cli", "landscape_cli/store/columns.py")
+    lines = [note, "# Results\n", "`runs.csv` has a row a run. A missing number is empty, never 0.\n"]
+    lines += ["| column | type | meaning |", "|---|---|---|"]
+    for column in RUN_COLUMNS:
+        kind = {"str": "text", "Int64": "whole number", "float64": "number"}[column.type]
+        lines.append(f"| `{column.name}` | {kind} | {column.meaning} |")
+        if column.name == "seed":
+            lines.append(f"| `training.lr`, ... | | each {SWEPT}, by its dotted key |")
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {"metrics.md": metrics_page, "commands.md": commands_page, "results.md": results_page}
 PAGES |= {f"{name}.md": partial(beside, name) for name in ("essay", "invariance")}
 
 

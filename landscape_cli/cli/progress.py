@@ -25,15 +25,22 @@ FARTHEST = 100  # times as many steps as were seen: a power law says nothing bey
 def shown(quiet: bool) -> Iterator[Callable[[str, dict[str, Any]], None]]:
     """A watch for the pipeline; while it is open, what others print to stdout goes to stderr."""
     with streams.only_results():
-        display = Display()
-        if not quiet:
-            with suppress(Exception):  # a terminal that cannot show a line is no reason not to work
-                display.bars.start()
+        display = None if quiet else _started()
         try:
-            yield (lambda event, facts: None) if quiet else display
+            yield display or (lambda event, facts: None)
         finally:
             with suppress(Exception):
-                display.bars.stop()
+                if display:
+                    display.bars.stop()
+
+
+def _started() -> Display | None:
+    """A display; a terminal that can show none is no reason not to work."""
+    with suppress(Exception):
+        display = Display()
+        display.bars.start()
+        return display
+    return None
 
 
 @contextmanager

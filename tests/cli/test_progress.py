@@ -19,6 +19,8 @@ CURVES: dict[str, list[float]] = {  # a loss at each of STEPS -> what a forecast
     "last bit": [math.nextafter(1.8, 2) if s < 100 else 1.8 for s in STEPS],
     "rising": [0.1 + 0.01 * s for s in STEPS],
     "fell, then rises": [2.3 / (s + 1) if s < 100 else 0.02 + 0.001 * (s - 100) for s in STEPS],
+    "fell off a step, then rises": [2.0 if s <= 90 else 0.1 + 0.001 * max(0, s - 100) for s in STEPS],
+    "last bit, huge": [math.nextafter(1e300, math.inf) if s < 100 else 1e300 for s in STEPS],
     "nan": [math.nan] * len(STEPS),
     "inf": [math.inf] * len(STEPS),
     "huge": [1e308 / (1 + 1e-9 * s) for s in STEPS],
@@ -35,7 +37,7 @@ def history(losses: list[float]) -> dict[str, list[float]]:
 @pytest.mark.parametrize("name", CURVES)
 def test_no_look_at_a_curve_that_does_not_get_there_has_a_forecast(name: str) -> None:
     looks = [progress.forecast(history(CURVES[name][:n]), 0.01) for n in range(len(STEPS) + 1)]
-    early = [n for n in range(len(STEPS)) if STEPS[n] >= 150] if name == "fell, then rises" else range(len(looks))
+    early = [n for n in range(len(STEPS)) if STEPS[n] >= 150] if "then rises" in name else range(len(looks))
     assert [looks[n] for n in early] == [None] * len(early)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, yaml_of
 
-SHORT = ["--set", "training.stop.train_loss=0.5", "--metrics", "train_loss,hessian_top"]
+SHORT = ["--set", "training.stop.train_loss=1.0", "--metrics", "train_loss,hessian_top"]
 
 
 def in_terminal(place: Path, *words: str, **environment: str) -> tuple[int, str]:
@@ -42,7 +42,9 @@ def _read(terminal: int) -> bytes:
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_small_vs_large_ends_well(threads: str, tmp_path: Path) -> None:
     words = ("compare", "small-vs-large", "--seeds", "2", *SHORT)
-    code, text = in_terminal(tmp_path, *words, OMP_NUM_THREADS=threads, TERM="xterm-256color")
+    code, text = in_terminal(
+        tmp_path, *words, OMP_NUM_THREADS=threads, OMP_WAIT_POLICY="PASSIVE", TERM="xterm-256color"
+    )
     assert code == 0, text
     assert "training small" in text and "measuring hessian_top" in text and "Report: results/small-vs-large" in text
     assert text.count("\x1b[?25h") == text.count("\x1b[?25l") > 0  # the cursor is back

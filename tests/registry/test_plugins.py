@@ -53,7 +53,7 @@ def test_what_is_registered_twice_is_refused_by_name(tmp_path: Path) -> None:
         load_plugins([a, b])
     assert str(refused.value) == f"--plugin {b}: model 'twice' is already registered by {a}"
     own = plugin(tmp_path / "own.py", "mlp")
-    with pytest.raises(Fault, match="model 'mlp' is already registered by landscape_cli.network.models.dense"):
+    with pytest.raises(Fault, match="is already registered by landscape_cli"):
         load_plugins([own])
     both = tmp_path / "both.py"
     both.write_text(NET.format(name="same", summary="1", body="pass") * 2)
