@@ -84,11 +84,12 @@ def _audit(
         session.watch("metric", {"metric": name})
         session.watch("cell", {"metric": name, "runs": 1})
 
+    others = cell_records.alike(session, records, settings_of)
     for record in chosen:
         if record["status"] == "diverged":
             raise Fault(f"{record['run_id']}: diverged: there is no minimum to move")
         settings = settings_of[record["run_id"]]
-        alike = [r for r in cell_records.alike(records, settings_of, settings) if r["run_id"] != record["run_id"]]
+        alike = [r for r in others[record["run_id"]] if r["run_id"] != record["run_id"]]
         point, at = of_record(session, record, settings, alike)
         found, cases = audit.audit(point, at, wanted[0], watch)
         for what in wanted[1]:
@@ -117,7 +118,9 @@ def of_record(session: Session, record: Record, settings: dict[str, Any], others
     module, shape = session.module(settings).double(), session.data(settings).input_shape
     net = build(module, shape, torch.float64, plain.train.network.loss)
     train, test = (replace(side.to(torch.float64), network=net) for side in (plain.train, plain.test))
-    peers = {o["run_id"]: measure.point(session, [o], settings).theta[0].double() for o in others[:1]}
+    peers = {
+        o["run_id"]: measure.parameters(session, o, (*train.columns,)).to(plain.theta).double() for o in others[:1]
+    }
     initial = None if plain.initial is None else plain.initial.double()
     at = Point(plain.theta.double(), train, test, initial, peers, plain.training)
     return at, Minima(net, train.like, train.buffers, shape)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -16,23 +18,40 @@ from landscape_cli.experiment.session import Record, Session
 from landscape_cli.metrics.evaluate import LOST
 from landscape_cli.metrics.point import Estimate, Point
 from landscape_cli.registry import REGISTRY
-
-if TYPE_CHECKING:
-    pass
-
+from landscape_cli.store import checkpoints
 
 Cell = dict[str, Any]
 
 
-def key_of(settings: dict[str, Any], measurement: Measurement, epoch: int | None = None) -> str:
+def keys_of(settings: dict[str, Any]) -> Callable[[Measurement, int | None], str]:
     """What a cell's content depends on, besides the minimum: metric, version, its settings, data, model, precision.
 
-    At a snapshot its epoch too: all cells of a run lie in one folder.
+    At a snapshot its epoch too: all cells of a run lie in one file.
+
+    Args:
+        settings: of the run.
+    Returns: a function of a measurement and an epoch (None for the minimum): hexadecimal digits.
     """
-    name, own = measurement
-    version = REGISTRY["metric"][name].facts["version"] if name in REGISTRY["metric"] else 1
-    seen = {k: settings[k] for k in ("dataset", "model", "precision")} | ({} if epoch is None else {"epoch": epoch})
-    return config.digest({"metric": name, "version": version, "settings": own, **seen}, 12)
+    seen = config.canonical({k: settings[k] for k in ("dataset", "model", "precision")})
+
+    def key(measurement: Measurement, epoch: int | None = None) -> str:
+        name, own = measurement
+        version = REGISTRY["metric"][name].facts["version"] if name in REGISTRY["metric"] else 1
+        return _key(name, version, config.canonical(own) if own else "{}", seen, epoch)
+
+    return key
+
+
+@lru_cache(2**18)  # thousands of runs share a model and its data
+def _key(name: str, version: int, own: str, seen: str, epoch: int | None) -> str:
+    at = {} if epoch is None else {"epoch": epoch}
+    what = {"metric": name, "version": version, "settings": json.loads(own)}
+    return config.digest(what | json.loads(seen) | at, 12)
+
+
+def key_of(settings: dict[str, Any], measurement: Measurement, epoch: int | None = None) -> str:
+    """`keys_of` for one cell."""
+    return keys_of(settings)(measurement, epoch)
 
 
 def has_failed(cell: Cell) -> bool:
@@ -40,22 +59,40 @@ def has_failed(cell: Cell) -> bool:
     return any(row["status"] == "failed" for row in cell["rows"])
 
 
-def alike(records: dict[str, Record], settings_of: dict[str, Any], settings: dict[str, Any]) -> list[Record]:
-    """The minima of the same model, those of diverged runs left out: what a metric of pairs looks at."""
-    ok = (r for r in records.values() if r["status"] != "diverged")
-    return [r for r in ok if settings_of[r["run_id"]]["model"] == settings["model"]]
+def alike(session: Session, records: dict[str, Record], settings_of: dict[str, Any]) -> dict[str, list[Record]]:
+    """What a metric of pairs looks at: for each minimum those with equal names and shapes of parameters, itself too.
+
+    Those of diverged runs are left out.
+    """
+    layouts: dict[str, Any] = {}
+    classes: dict[Any, list[Record]] = {}
+    found = {}
+    for run_id, record in records.items():
+        made_of = config.canonical({k: settings_of[run_id][k] for k in ("dataset", "model")})
+        if made_of not in layouts:
+            layouts[made_of] = session.seen.read(session.folder / record["minimum"]["file"], checkpoints.layout)
+        found[run_id] = classes.setdefault(layouts[made_of], [])
+        if record["status"] != "diverged":
+            found[run_id].append(record)
+    return found
 
 
-def inputs_of(records: dict[str, Record], settings_of: dict[str, Any], metric: str) -> Callable[[Record], str]:
-    """The hash of the minimum, or of all minima, that a cell of this metric was made from."""
-    if metric not in REGISTRY["metric"] or not REGISTRY["metric"][metric].facts["pairs"]:
-        return lambda record: str(record["minimum"]["sha256"])
+def inputs_of(
+    session: Session, records: dict[str, Record], settings_of: dict[str, Any]
+) -> Callable[[str, Record], str]:
+    """A function of a metric and a record: the hash of the minimum, or of all minima, that its cell is made from."""
+    others: dict[str, list[str]] = {}
 
-    def of_all(record: Record) -> str:
-        found = alike(records, settings_of, settings_of[record["run_id"]])
-        return config.digest([record["minimum"]["sha256"], sorted(r["minimum"]["sha256"] for r in found)], 64)
+    def inputs(metric: str, record: Record) -> str:
+        own = str(record["minimum"]["sha256"])
+        if metric not in REGISTRY["metric"] or not REGISTRY["metric"][metric].facts["pairs"]:
+            return own
+        if not others:
+            found = alike(session, records, settings_of)
+            others.update({run_id: [r["minimum"]["sha256"] for r in peers] for run_id, peers in found.items()})
+        return config.digest([own, sorted(others[record["run_id"]])], 64)
 
-    return of_all
+    return inputs
 
 
 def curves_of(estimates: dict[str, Estimate], what: Measurement, k: int) -> dict[str, Any]:
@@ -130,7 +167,6 @@ def cell_of(
     """A cell of one run, metric and setting."""
     epoch = record.get("epoch")
     return {
-        "format": store.FORMAT,
         "run_id": record["run_id"],
         "metric": what[0],
         "key": key_of(settings, what, epoch),
@@ -148,6 +184,8 @@ def current(session: Session, records: dict[str, Record], settings_of: dict[str,
     A cell whose vectors are missing or damaged counts as missing; so do those of a snapshot that is gone.
     """
     known: dict[tuple[str, int], Record | None] = {}
+    inputs = inputs_of(session, records, settings_of)
+    keys = {run_id: keys_of(settings_of[run_id]) for run_id in records}
 
     def record_of(cell: Cell) -> Record | None:
         record, epoch = records[cell["run_id"]], cell.get("epoch")
@@ -165,9 +203,9 @@ def current(session: Session, records: dict[str, Record], settings_of: dict[str,
         return (
             record is not None
             and (name in REGISTRY["metric"] or name.startswith("_shared:"))
-            and cell["inputs"] == inputs_of(records, settings_of, name)(record)
-            and cell["key"] == key_of(settings_of[cell["run_id"]], (name, cell["settings"]), cell.get("epoch"))
-            and store.has_vectors(session.folder, cell, session.warnings)
+            and cell["inputs"] == inputs(name, record)
+            and cell["key"] == keys[cell["run_id"]]((name, cell["settings"]), cell.get("epoch"))
+            and store.has_vectors(session.folder, cell, session.warnings, session.seen)
         )
 
-    return [cell for cell in store.read_cells(session.folder, list(records), session.warnings) if fresh(cell)]
+    return [cell for cell in store.read_cells(session.folder, records, session.warnings, session.seen) if fresh(cell)]

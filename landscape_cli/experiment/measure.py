@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,13 +18,14 @@ from landscape_cli.curvature.objective import Objective, flatten
 from landscape_cli.experiment import snapshots
 from landscape_cli.experiment.cell_records import (
     EMPTY,
+    Cell,
     alike,
     cell_of,
     current,
     curves_of,
     has_failed,
     inputs_of,
-    key_of,
+    keys_of,
     row_of,
     vectors_of,
 )
@@ -58,27 +63,29 @@ def measure_missing(
             for their peers, that of the same run among them.
     """
     done = {(c["run_id"], c["metric"], c["key"]) for c in current(session, records, settings_of) if not has_failed(c)}
+    keys = {run_id: keys_of(settings_of[run_id]) for run_id in records}
 
     def lacks(record: Record, what: Measurement) -> bool:
-        key = key_of(settings_of[record["run_id"]], what, record.get("epoch"))
-        return (record["run_id"], what[0], key) not in done
+        return (record["run_id"], what[0], keys[record["run_id"]](what, record.get("epoch"))) not in done
 
     sites = [records, *(snapshots.by_epoch(session, records, settings_of) if along else [])]
     stacks = [[site[i] for i in stack] for site in sites for stack in _stacks(site)]
     todo = [(stack, [m for m in wanted if any(lacks(r, m) for r in stack)]) for stack in stacks]
     session.watch("measure", {"cells": sum(len(stack) * len(lacking) for stack, lacking in todo)})
-    for stack, lacking in todo:
-        if not lacking:
-            continue
-        settings = settings_of[stack[0]["run_id"]]
-        n = len(session.data(settings).y_train)
-        size = memory.pieces(8 * min(n, GRAM_SAMPLES) ** 2, memory.PASS)
-        for piece in (stack[j : j + size] for j in range(0, len(stack), size)):
-            at = point(session, piece, settings, settings_of)
-            if any(REGISTRY["metric"][name].facts["pairs"] for name, _ in lacking):
-                at.peers = _peers(session, records, settings_of, settings)
-            for what in lacking:
-                _measure(session, at, piece, settings, what, lacks, inputs_of(records, settings_of, what[0]))
+    peers, inputs = peers_of(session, records, settings_of), inputs_of(session, records, settings_of)
+    with gathered(session) as add:
+        for stack, lacking in todo:
+            if not lacking:
+                continue
+            settings = settings_of[stack[0]["run_id"]]
+            n = len(session.data(settings).y_train)
+            size = memory.pieces(8 * min(n, GRAM_SAMPLES) ** 2, memory.PASS)
+            for piece in (stack[j : j + size] for j in range(0, len(stack), size)):
+                at = point(session, piece, settings, settings_of)
+                if any(REGISTRY["metric"][name].facts["pairs"] for name, _ in lacking):
+                    at.peers = peers(piece[0]["run_id"], at)
+                for what in lacking:
+                    add(*_measure(session, at, piece, settings, what, lacks, inputs))
 
 
 def _stacks(records: dict[str, Record]) -> list[list[str]]:
@@ -105,8 +112,8 @@ def point(
     loaded = []
     for record in records:
         path = session.folder / record["minimum"]["file"]
-        if store.file_hash(path) != record["minimum"]["sha256"]:
-            raise Fault(f"{path}: damaged, its hash is not the one that was recorded: delete it and train again")
+        if session.seen.hash(path) != record["minimum"]["sha256"]:
+            raise Fault(f"{path}: {checkpoints.DAMAGED}")
         loaded.append(snapshots.read(session, record, module) if "epoch" in record else checkpoints.read(path, module))
     params, buffers, initial = checkpoints.stack(loaded, session.device, dtype(settings))
     net = session.network(settings)
@@ -119,12 +126,60 @@ def point(
     return at
 
 
-def _peers(
-    session: Session, records: dict[str, Record], settings_of: dict[str, Any], settings: dict[str, Any]
-) -> dict[str, torch.Tensor]:
-    found = alike(records, settings_of, settings)
-    theta = torch.cat([point(session, [record], settings).theta for record in found])
-    return {record["run_id"]: row for record, row in zip(found, theta, strict=True)}
+def peers_of(
+    session: Session, records: dict[str, Record], settings_of: dict[str, Any]
+) -> Callable[[str, Point], dict[str, torch.Tensor]]:
+    """A function of a run and its point: run id -> parameters (p,), of the minima like it; each file is read once."""
+    found = cache(lambda: alike(session, records, settings_of))
+
+    @cache
+    def theta(run_id: str, names: tuple[str, ...]) -> torch.Tensor:
+        return parameters(session, records[run_id], names)
+
+    def peers(run_id: str, at: Point) -> dict[str, torch.Tensor]:
+        names = tuple(at.train.columns)
+        return {r["run_id"]: theta(r["run_id"], names).to(at.theta) for r in found()[run_id]}
+
+    return peers
+
+
+def parameters(session: Session, record: Record, names: tuple[str, ...]) -> torch.Tensor:
+    """The parameters of a minimum (p,), in the order of `names` and as they were written."""
+    minimum = record["minimum"]
+    return checkpoints.parameters(session.folder / minimum["file"], minimum["sha256"], names)
+
+
+@contextmanager
+def gathered(session: Session) -> Iterator[Callable[[list[Cell], list[tuple[Path, bytes]]], None]]:
+    """A function that takes cells and the files that they speak of; they are written at once, or soon.
+
+    The file of a run is written whole: where that takes long, cells wait, so that writing takes a twentieth of the
+    time at most, and what a killed process loses is as little work.
+    """
+    due: list[Cell] = []
+    files: list[tuple[Path, bytes]] = []
+    written, spent = time.monotonic(), 0.0
+
+    def write() -> None:
+        nonlocal written, spent
+        start = time.monotonic()
+        store.write_cells(session.folder, due, files, session.seen)
+        due.clear()
+        files.clear()
+        written = time.monotonic()
+        spent = written - start
+
+    def add(cells: list[Cell], more: list[tuple[Path, bytes]]) -> None:
+        due.extend(cells)
+        files.extend(more)
+        if time.monotonic() - written >= 19 * spent:
+            write()
+
+    try:
+        yield add
+    finally:
+        if due:
+            write()
 
 
 def _measure(
@@ -134,9 +189,9 @@ def _measure(
     settings: dict[str, Any],
     what: Measurement,
     lacks: Callable[[Record, Measurement], bool],
-    inputs: Callable[[Record], str],
-) -> None:
-    """One metric on one stack: its cells, after those of the intermediates that it was the first to need."""
+    inputs: Callable[[str, Record], str],
+) -> tuple[list[Cell], list[tuple[Path, bytes]]]:
+    """One metric on one stack: its cells, after those of the intermediates that it was the first to need, and files."""
     engine.check()
     name, own = what
     session.watch("metric", {"metric": name})
@@ -156,7 +211,7 @@ def _measure(
             spent = (at.seconds[name] - before.get(name, 0.0)) / len(records)
             cell = (
                 cell_of(record, settings, what, rows, spent)
-                | {"inputs": inputs(record)}
+                | {"inputs": inputs(name, record)}
                 | curves_of(estimates, what, k)
             )
             if vectors := vectors_of(at, estimates, k):
@@ -164,8 +219,8 @@ def _measure(
                 cell["vectors"] = hashlib.sha256(vectors).hexdigest()
                 files.append((file, vectors))
             cells.append(cell)
-    store.write_cells(session.folder, cells, files)
     session.watch("cell", {"metric": name, "runs": len(records)})
+    return cells, files
 
 
 def measure(session: Session, wanted: list[config.Measurement], *, wait: bool = False) -> DataFrame:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from landscape_cli import config
 from landscape_cli.experiment import cell_records, snapshots, stacks
 from landscape_cli.experiment.session import Record, Session
 from landscape_cli.experiment.train import pending
-
-if TYPE_CHECKING:
-    pass
 
 
 def plan(session: Session) -> dict[str, Any]:
@@ -24,8 +21,9 @@ def plan(session: Session) -> dict[str, Any]:
     wanted, along = config.measurements(session.experiment), session.experiment.along
     done = {(c["run_id"], c["metric"], c["key"]) for c in cell_records.current(session, records, settings_of)}
     cells = [
-        (run.run_id, what[0], cell_records.key_of(run.settings, what, epoch))
+        (run.run_id, what[0], key(what, epoch))
         for run in session.runs
+        for key in (cell_records.keys_of(run.settings),)
         for epoch in (None, *(snapshots.epochs(run.settings, records.get(run.run_id)) if along else ()))
         for what in wanted
     ]

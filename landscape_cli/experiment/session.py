@@ -39,7 +39,9 @@ class Session:
     warnings: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)  # what could not be made while the rest was
     report: Path | None = None  # of the tables as they are; none where it could not be drawn
+    seen: store.Seen = field(default_factory=store.Seen)  # each file is read once
     _data: dict[str, Data] = field(default_factory=dict)
+    _hashes: dict[str, str] = field(default_factory=dict)
 
     def data(self, settings: dict[str, Any]) -> Data:
         """The dataset of a run on the device, loaded once."""
@@ -64,25 +66,29 @@ class Session:
         path = settings["dataset"].get("path")
         if path is None:
             return ""
-        if Path(path).is_dir():
-            return self.data(settings).digest()
-        if not Path(path).is_file():
-            self.data(settings)  # says what is missing
-        return store.file_hash(Path(path))
+        key = config.canonical(settings["dataset"])
+        if key not in self._hashes:
+            if not Path(path).is_file():
+                self.data(settings)  # says what is missing
+            self._hashes[key] = self.data(settings).digest() if Path(path).is_dir() else self.seen.hash(Path(path))
+        return self._hashes[key]
+
+    @cached_property
+    def data_hashes(self) -> dict[str, str]:
+        """`data_hash` of each run."""
+        return {run.run_id: self.data_hash(run.settings) for run in self.runs}
 
     def finished(self) -> dict[str, Record]:
-        """Records of the runs that are trained, on these very data, and whose minimum is there."""
+        """Records of the runs that are trained, on these very data, and whose minimum is there; not to be changed."""
         if not self.folder.is_dir():
             return {}
-        known = store.read_runs(self.folder, self.warnings)
-        hashes = {config.canonical(run.settings["dataset"]): self.data_hash(run.settings) for run in self.runs}
-        found = {}
-        for run in self.runs:
-            record = known.get(run.run_id)
-            same_data = record and record.get("data", "") == hashes[config.canonical(run.settings["dataset"])]
-            if record and same_data and (self.folder / record["minimum"]["file"]).is_file():
-                found[run.run_id] = record
-        return found
+        known = store.read_runs(self.folder, self.warnings, self.seen)
+        minima = {f"minima/{path.name}" for path in store.files_in(self.folder / "minima", ".safetensors")}
+        return {
+            run_id: known[run_id]
+            for run_id, data in self.data_hashes.items()
+            if run_id in known and known[run_id].get("data", "") == data and known[run_id]["minimum"]["file"] in minima
+        }
 
     @cached_property
     def groups(self) -> list[str]:

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from landscape_cli import store
 from landscape_cli.experiment.session import Record, Session
 from landscape_cli.registry.errors import Fault
 from landscape_cli.store import checkpoints
@@ -44,7 +43,7 @@ def at_epoch(session: Session, record: Record, epoch: int) -> Record | None:
     if not path.is_file():
         session.warnings.append(f"{path}: missing, what it was is left out: {_remedy(session, run_id)}")
         return None
-    sha = store.file_hash(path)
+    sha = session.seen.hash(path)
     if record.get("snapshots", {}).get(str(epoch), sha) != sha:
         raise Fault(f"{path}: damaged, its hash is not the one that was recorded: {_remedy(session, run_id)}")
     return record | {"epoch": epoch, "epochs": epoch, "minimum": {"file": file, "sha256": sha}}

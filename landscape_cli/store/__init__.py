@@ -4,11 +4,11 @@ Imports `registry` only. Begin with folder.py; what a checkpoint holds is in che
 columns.py.
 """
 
-from landscape_cli.store.cells import cell_path, has_vectors, read_cells, vectors_path, write_cells
+from landscape_cli.store.cells import cells_path, has_vectors, read_cells, vectors_path, write_cells
 from landscape_cli.store.columns import RUN_COLUMNS, run_record
-from landscape_cli.store.files import file_hash, write, write_many
+from landscape_cli.store.files import Seen, file_hash, remove, remove_if_empty, write, write_many
 from landscape_cli.store.folder import LOCK, OWNER, check_name, lock, open_folder
-from landscape_cli.store.json_files import FORMAT
+from landscape_cli.store.json_files import FORMAT, files_in
 from landscape_cli.store.manifest import MANIFEST, write_manifest
 from landscape_cli.store.records import read_runs, write_runs
 from landscape_cli.store.tables import (
@@ -28,10 +28,12 @@ __all__ = [
     "MANIFEST",
     "OWNER",
     "RUN_COLUMNS",
-    "cell_path",
+    "Seen",
+    "cells_path",
     "check_name",
     "curve_tables",
     "file_hash",
+    "files_in",
     "has_vectors",
     "invariance_table",
     "lines_table",
@@ -41,6 +43,8 @@ __all__ = [
     "read_cells",
     "read_runs",
     "read_table",
+    "remove",
+    "remove_if_empty",
     "run_record",
     "runs_table",
     "table_bytes",

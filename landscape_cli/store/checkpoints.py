@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from landscape_cli.registry.errors import Fault
 
-if TYPE_CHECKING:
-    pass
-
 Params = dict[str, Tensor]  # name as in state_dict -> (K, *shape)
 FORMAT = 1
 INITIAL = "initial/"  # prefix of the parameters before training
+DAMAGED = "damaged, its hash is not the one that was recorded: delete it and train again"
 NESTED = ("state_dict", "model_state_dict", "model")
 WRAPPED = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before a name
 
@@ -66,6 +66,40 @@ def read(path: Path, module: nn.Module) -> Minimum:
         {n: initial[n].to(p.dtype) for n, p in params.items()} if initial.keys() == params.keys() else None,
         metadata,
     )
+
+
+def layout(path: Path) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Names and shapes of the parameters in our own file, sorted; nothing else of it is read.
+
+    Where the initial ones are unknown, buffers cannot be told apart and count too. Of a file that is not readable it
+    is empty: the fault is for whoever needs its values.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except (SafetensorError, OSError):
+        return ()
+    initial = {name.removeprefix(INITIAL): shape for name, shape in shapes.items() if name.startswith(INITIAL)}
+    return tuple(sorted((initial or shapes).items()))
+
+
+def parameters(path: Path, sha256: str, names: Sequence[str]) -> Tensor:
+    """Parameters of our own file, one below the other (p,), in the order of `names`; the file is read once.
+
+    Raises: Fault if it is not readable or not the one that was recorded.
+    """
+    from safetensors.torch import load
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise Fault(f"{path}: cannot be read ({error.strerror})") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise Fault(f"{path}: {DAMAGED}")
+    tensors = load(data)
+    return torch.cat([tensors[name].flatten() for name in names])
 
 
 def metadata(path: Path) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 import errno
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 from landscape_cli.registry.errors import Fault
 
+T = TypeVar("T")
 TEMPORARY = ".landscape-tmp-"  # how the names of our unfinished files begin
 
 
@@ -65,6 +67,36 @@ def no_link(path: Path) -> Path:
         if place.is_symlink():
             raise Fault(f"{place}: is a symbolic link, which is not followed for writing: put a real one in its place")
     return path
+
+
+def remove(folder: Path, paths: Iterable[Path]) -> None:
+    """Remove files of a results folder, durably; what is not there is no fault.
+
+    Args:
+        folder: the experiment's, or one in it.
+        paths: in it, at any depth; all are looked at before any goes.
+    Raises: Fault if one is not in the folder, lies behind a symbolic link or is one, or cannot be removed.
+    """
+    present = [path for path in paths if os.path.lexists(path)]
+    for path in present:
+        if ".." in path.parts or folder not in path.parents:
+            raise Fault(f"{path}: is not in {folder}: nothing was removed")
+        for place in (path, *(parent for parent in path.parents if folder in parent.parents)):
+            no_link(place)
+    path = folder
+    try:
+        for path in present:
+            path.unlink(missing_ok=True)
+        for path in dict.fromkeys(path.parent for path in present):
+            sync_folder(path)
+    except OSError as error:
+        raise write_fault(error, path) from error
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder that holds nothing any more; one that is gone, or still holds something, is let be."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _holds(path: Path, data: bytes) -> bool:
@@ -146,3 +178,39 @@ def file_hash(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Seen:
+    """What files were found to hold in this command: one is read again only if it was replaced or changed meanwhile."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Path, Any], tuple[tuple[int, ...], Any]] = {}
+
+    def read(self, path: Path, read: Callable[[Path], T]) -> T:
+        """What `read` makes of a file.
+
+        Args:
+            path: of the file.
+            read: a function of the path alone.
+        Returns: its value, perhaps that of an earlier call: not to be changed.
+        Raises: what `read` raises.
+        """
+        stamp = _stamp(path)  # before it is read: a change in between is then seen at the next call
+        found = self._known.get((path, read))
+        if not found or found[0] != stamp or not stamp:
+            found = self._known[path, read] = (stamp, read(path))
+        value: T = found[1]
+        return value
+
+    def hash(self, path: Path) -> str:
+        """`file_hash` of a file."""
+        return self.read(path, file_hash)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file is replaced or written; empty if it cannot be told."""
+    try:
+        known = os.stat(path)
+    except OSError:
+        return ()
+    return known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns

@@ -1,4 +1,4 @@
-"""JSON files of the results folder: written canonically, read with mistrust."""
+"""JSON files of the results folder: written canonically, read with mistrust against a schema."""
 
 from __future__ import annotations
 
@@ -6,11 +6,22 @@ import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
 
 from landscape_cli.registry.errors import Fault
 
-FORMAT = 1  # of run records, cells and the manifest
+FORMAT = 1  # of run records and the manifest
+CONSTANTS = (b"NaN", b"Infinity")  # which are not JSON, but taken for it
+
+
+class Found(NamedTuple):
+    """What a file holds: `content` is None if that is nothing of ours, and `wrong` says why."""
+
+    content: dict[str, Any] | None
+    wrong: str = ""
+    readable: bool = True  # whatever it is
 
 
 def files_in(folder: Path, suffix: str = ".json") -> list[Path]:
@@ -31,24 +42,59 @@ def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is not JSON")
 
 
-def read_json(path: Path, required: set[str], warnings: list[str] | None) -> dict[str, Any] | None:
-    """An object of ours; None, with a warning, if it is missing, garbled or lacks what is required.
+def read_json(path: Path, schema: TypeAdapter[Any], newest: int) -> Found:
+    """An object of ours that fits a schema with a `format`.
 
+    Args:
+        path: of the file.
+        schema: of its content.
+        newest: format that is known.
+    Returns: what there is; what does not fit, as read, only if the file says that it is ours.
     Raises: Fault if it is of a newer format.
     """
     try:
-        record = json.loads(path.read_bytes(), parse_constant=_refuse)
-        if not isinstance(record, dict) or type(record.get("format")) is not int:
+        data = path.read_bytes()
+    except OSError as error:
+        return Found(None, unreadable(error.strerror or error), False)
+    try:
+        content = None if any(c in data for c in CONSTANTS) else schema.validate_json(data)
+    except ValidationError:
+        content = None
+    if content is None:
+        return _read_again(path, data, schema, newest)
+    _check_format(path, content, newest)
+    return Found(content)
+
+
+def _read_again(path: Path, data: bytes, schema: TypeAdapter[Any], newest: int) -> Found:
+    """What is wrong with a file that does not fit: of a newer format it need not."""
+    try:
+        content = json.loads(data, parse_constant=_refuse)
+        if not isinstance(content, dict) or type(content.get("format")) is not int:
             raise ValueError("not a record of ours")
-        if record["format"] > FORMAT:
-            wrong = f"has format {record['format']}, this version reads up to {FORMAT}: upgrade landscape-cli"
-            raise Fault(f"{path}: {wrong}")
-        if not required <= record.keys():
-            raise ValueError("incomplete")
-    except (OSError, ValueError, RecursionError) as error:
-        warn(path, f"cannot be read ({ascii(str(error))[1:-1][:100]})", warnings)
-        return None
-    return record
+        _check_format(path, content, newest)
+        return Found(schema.validate_python(content))
+    except ValidationError as error:
+        return Found(None, unreadable(why(error)))
+    except (ValueError, RecursionError) as error:
+        return Found(None, unreadable(error))
+
+
+def _check_format(path: Path, content: dict[str, Any], newest: int) -> None:
+    if content["format"] > newest:
+        wrong = f"has format {content['format']}, this version reads up to {newest}: upgrade landscape-cli"
+        raise Fault(f"{path}: {wrong}")
+
+
+def why(error: ValidationError) -> str:
+    """The first thing that does not fit a schema."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+
+
+def unreadable(error: Exception | str) -> str:
+    """That a file is of no use, and why."""
+    return f"cannot be read ({ascii(str(error))[1:-1][:100]})"
 
 
 def is_at(path: Path, name: Any, warnings: list[str] | None) -> bool:
