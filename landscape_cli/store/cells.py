@@ -178,7 +178,7 @@ def write_cells(
     for run_id in added:  # now that all is in one file
         if old := files_in(folder / "cells" / run_id):
             remove(folder / "cells", old)
-            remove_if_empty(folder / "cells" / run_id)
+        remove_if_empty(folder / "cells" / run_id)
 
 
 def _kept(folder: Path, run_id: str, seen: Seen) -> Known:

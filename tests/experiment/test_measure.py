@@ -35,7 +35,7 @@ SMALL = TINY | {"training": {**TINY["training"], "stop": {"max_epochs": 2}}, "gr
 
 def trained(session: Session) -> dict[str, Record]:
     store.open_folder(session.folder.parent, session.folder.name)
-    return train.train(session)
+    return train.train_missing(session)
 
 
 def measure(session: Session, records: dict[str, Record], wanted: list[Any]) -> dict[str, list[dict[str, Any]]]:
@@ -43,6 +43,11 @@ def measure(session: Session, records: dict[str, Record], wanted: list[Any]) -> 
     measurement.measure_missing(session, records, wanted, settings_of)
     cells = cell_records.current(session, records, settings_of)
     return {c["run_id"]: c["rows"] for c in cells if c["metric"] == wanted[0][0]}
+
+
+def toys(session: Session, run_id: str) -> list[dict[str, Any]]:
+    """The cells of the metric `toy` of a run."""
+    return [cell for cell in store.read_cells(session.folder, [run_id]) if cell["metric"] == "toy"]
 
 
 def register(monkeypatch: pytest.MonkeyPatch, function: Any, version: int = 1, **grids: list[Any]) -> None:
@@ -144,9 +149,9 @@ def test_measured_in_the_company_in_which_they_were_trained(tiny: Open, monkeypa
     session = tiny(SMALL)
     records = trained(session)
     before = measure(session, records, [("toy", {})])
-    cells = session.folder / "cells"
-    (lost,) = (cells / session.runs[1].run_id).glob("toy-*.json")
-    kept = {p: (p.stat().st_mtime_ns, hashlib.sha256(p.read_bytes())) for p in cells.glob("*/toy-*.json")}
+    lost = store.cells_path(session.folder, session.runs[1].run_id)
+    kept = {p: (p.stat().st_mtime_ns, hashlib.sha256(p.read_bytes())) for p in lost.parent.glob("*.json")}
+    assert len(kept) == 3
     lost.unlink()
     assert measure(session, records, [("toy", {})]) == before and sizes == [3, 3]
     assert [p for p in kept if p.stat().st_mtime_ns != kept[p][0]] == [lost]
@@ -238,8 +243,7 @@ def test_a_curve_goes_into_its_cell_and_out_to_a_tidy_table(tiny: Open, monkeypa
     register(monkeypatch, curve)
     records, ids = trained(session), [run.run_id for run in session.runs]
     measure(session, records, [("toy", {"rows": 2, "lost": 2})])
-    (path,) = (session.folder / "cells" / ids[0]).glob("toy-*.json")
-    assert json.loads(path.read_bytes())["curves"] == [
+    assert toys(session, ids[0])[0]["curves"] == [
         {"setting": "lost=2;rows=2", "columns": ["y", "x"], "values": [[None] * 3, [0.0, 1.0, 2.0]]}
     ]
     found = curves(session)
@@ -276,9 +280,9 @@ def test_directions_are_kept_beside_their_cell(tiny: Open, monkeypatch: pytest.M
     register(monkeypatch, toy)
     records, ids, wanted = trained(session), [run.run_id for run in session.runs], [("toy", {})]
     measure(session, records, wanted)
-    cells = [next((session.folder / "cells" / i).glob("toy-*.json")) for i in ids]
-    told = [json.loads(path.read_bytes()).get("vectors") for path in cells]
-    files = [path.with_suffix(".safetensors") for path in cells]
+    cells = [toys(session, i)[0] for i in ids]
+    told = [cell.get("vectors") for cell in cells]
+    files = [store.vectors_path(session.folder, cell) for cell in cells]
     assert told == [store.file_hash(files[0]), None, store.file_hash(files[2])] and not files[1].exists()
     kept = load_file(files[2])
     theta = checkpoints.read(

@@ -14,6 +14,7 @@ import pytest
 
 from landscape_cli import store
 from landscape_cli.registry.errors import Fault
+from landscape_cli.store import files
 
 OLD, NEW = b"old " * 1000, b"new " * 1500
 CALLS = ("open", "write", "fsync", "replace")
@@ -177,3 +178,39 @@ def check_whole_then_resume(folder: Path, paths: list[Path]) -> None:
         store.write_many((path, NEW) for path in paths)
     assert [path.read_bytes() for path in paths] == [NEW] * len(paths)
     assert not leftovers(folder)
+
+
+def test_removed_are_files_of_the_folder_and_nothing_behind_a_link(tmp_path: Path) -> None:
+    """All are looked at before the first one goes."""
+    folder, outside = tmp_path / "exp", tmp_path / "outside"
+    for place in (folder / "a", outside):
+        place.mkdir(parents=True)
+        (place / "x").write_bytes(OLD)
+    (folder / "link").symlink_to(outside)
+    (folder / "file").symlink_to(outside / "x")
+    for wrong in (outside / "x", folder / ".." / "outside" / "x", folder / "link" / "x", folder / "file", folder):
+        with pytest.raises(Fault, match="is not in|is a symbolic link"):
+            files.remove(folder, [folder / "a" / "x", wrong])
+    with pytest.raises(Fault, match="cannot be"):
+        files.remove(tmp_path, [folder / "a"])  # a folder
+    assert (folder / "a" / "x").exists() and (outside / "x").exists() and (folder / "file").is_symlink()
+    files.remove(folder, [folder / "a" / "x", folder / "a" / "gone", folder / "nowhere" / "x"])
+    assert not (folder / "a" / "x").exists()
+    files.remove_if_empty(folder / "a")
+    files.remove_if_empty(folder)
+    assert not (folder / "a").exists() and folder.exists()
+
+
+def test_what_was_seen_is_read_again_only_if_it_changed(tmp_path: Path) -> None:
+    path, reads, seen = tmp_path / "x", [], files.Seen()
+
+    def read(path: Path) -> bytes:
+        reads.append(path)
+        return path.read_bytes() if path.exists() else b""
+
+    assert [seen.read(path, read) for _ in range(2)] == [b"", b""]  # what is missing may come
+    files.write(path, OLD)
+    assert [seen.read(path, read) for _ in range(3)] == [OLD] * 3 and len(reads) == 3
+    files.write(path, NEW)
+    assert [seen.read(path, read) for _ in range(3)] == [NEW] * 3 and len(reads) == 4
+    assert seen.hash(path) == files.file_hash(path)  # another function, another value

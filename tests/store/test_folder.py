@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from store_examples import cell, run
 
 from landscape_cli import store
 from landscape_cli.registry.errors import Fault
 from landscape_cli.store import files
+from landscape_cli.store.folder import OWNER
 
 OLD, NEW = b"old", b"new"
 HOLDER = """
@@ -50,7 +52,10 @@ def test_symbolic_links_are_not_followed(tmp_path: Path, folder: Path) -> None:
         assert str(caught.value) == f"{link}: {wrong}"
     (folder / "cells" / "r1").symlink_to(outside)
     with pytest.raises(Fault, match="symbolic link"):
-        store.write_cells(folder, [cell("r1")])
+        store.write_cells(folder, [cell("r1")], [(store.vectors_path(folder, cell("r1")), NEW)])
+    (folder / "cells" / "r2.json").symlink_to(outside / "x")
+    with pytest.raises(Fault, match="symbolic link"):
+        store.write_cells(folder, [cell("r2")])
     (folder.parent / "other").symlink_to(outside)
     with pytest.raises(Fault, match="other: is a symbolic link"):
         store.open_folder(folder.parent, "other")
@@ -124,7 +129,9 @@ def test_unsafe_names_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(Fault):
         store.write_runs(tmp_path, [run(name)])
     with pytest.raises(Fault):
-        store.cell_path(tmp_path, name, "regret", "0" * 12)
+        store.write_cells(tmp_path, [cell(name)])
+    with pytest.raises(Fault):
+        store.vectors_path(tmp_path, cell(name))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -143,15 +150,15 @@ def test_lock_is_exclusive_and_free_at_once_after_sigkill(folder: Path) -> None:
         assert caught.value.code == 4
         assert unfinished.exists()  # only the owner sweeps
         for garbled in (b"{", b"[]", b'{"pid": 1, "host": "\\u001b[31m", "since": "now"}', b'{"pid": 1, "host": 2}'):
-            (folder / store.OWNER).write_bytes(garbled)
+            (folder / OWNER).write_bytes(garbled)
             with pytest.raises(Fault, match=r"in use by another process: wait for it, or use --results$"):
                 store.lock(folder).__enter__()
         holder.send_signal(signal.SIGKILL)
         holder.wait()
     with store.lock(folder):
-        assert json.loads((folder / store.OWNER).read_bytes())["pid"] == os.getpid()
+        assert json.loads((folder / OWNER).read_bytes())["pid"] == os.getpid()
         assert not unfinished.exists()
-    assert not (folder / store.OWNER).exists()
+    assert not (folder / OWNER).exists()
 
 
 def test_waiting_for_the_lock(folder: Path) -> None:
@@ -175,98 +182,6 @@ def test_sweep_takes_our_unfinished_files_only(folder: Path) -> None:
         pass
     assert not any(path.exists() for path in ours)
     assert all(path.exists() for path in theirs)
-
-
-# --- run records and cells ---
-
-
-def run(run_id: str, **more: Any) -> dict[str, Any]:
-    base = {"format": 1, "run_id": run_id, "group": "small", "seed": 0, "swept": {}, "status": "ok", "epochs": 3}
-    return base | {"seconds": 0.25, "message": ""} | more
-
-
-def cell(run_id: str, metric: str = "regret", key: str = "0123456789ab", **more: Any) -> dict[str, Any]:
-    row = {"epoch": None, "setting": "", "value": 0.1, "standard_error": None, "samples": 5, "iterations": None}
-    row |= {"residual": None, "status": "ok", "message": ""}
-    base = {"format": 1, "run_id": run_id, "metric": metric, "key": key, "inputs": "ff", "settings": {}, "seconds": 1.5}
-    return base | {"rows": [row]} | more
-
-
-def test_records_and_cells_read_back(folder: Path) -> None:
-    runs = [run("b10-s1", train_loss=5e-324), run("b10-s0", train_loss=1.7976931348623157e308)]
-    cells = [cell("r2"), cell("r1", "_shared:gram"), cell("r1"), cell("r1", key="00ff00ff00ff")]
-    assert (store.read_runs(folder), store.read_cells(folder)) == ({}, [])
-    store.write_runs(folder, runs)
-    store.write_cells(folder, cells)
-    warnings: list[str] = []
-    assert store.read_runs(folder, warnings) == {"b10-s0": runs[1], "b10-s1": runs[0]}
-    assert store.read_cells(folder, None, warnings) == [cells[1], cells[3], cells[2], cells[0]]
-    assert store.read_cells(folder, ["r2", "none", "r1"], warnings) == [cells[0], cells[1], cells[3], cells[2]]
-    assert warnings == []
-    path = store.cell_path(folder, "r1", "_shared:gram", "0123456789ab")
-    assert path == folder / "cells" / "r1" / "_shared-gram-0123456789ab.json"
-    assert path.read_bytes().startswith(b'{\n "format": 1,\n "inputs": "ff",\n "key": ')
-    (folder / "cells" / "r3").mkdir()
-    assert store.read_runs(folder / "nowhere") == {}
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_is_never_written(folder: Path, value: float) -> None:
-    with pytest.raises(ValueError, match="Out of range"):
-        store.write_runs(folder, [run("r1"), run("r2", train_loss=value)])
-    with pytest.raises(ValueError, match="Out of range"):
-        store.write_cells(folder, [cell("r1", seconds=value)])
-    assert not any((folder / "runs").iterdir())
-
-
-GARBLED = [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"format": 1}', b'{"format": true}', b"NaN"]
-
-
-@pytest.mark.parametrize("content", GARBLED, ids=range(len(GARBLED)))
-def test_garbled_files_count_as_missing_and_are_named(folder: Path, content: bytes) -> None:
-    store.write_runs(folder, [run("r1"), run("r2")])
-    store.write_cells(folder, [cell("r1"), cell("r2")])
-    paths = [folder / "runs" / "r1.json", store.cell_path(folder, "r1", "regret", "0123456789ab")]
-    for path in paths:
-        path.write_bytes(content)
-    warnings: list[str] = []
-    assert list(store.read_runs(folder, warnings)) == ["r2"]
-    assert store.read_cells(folder, warnings=warnings) == [cell("r2")]
-    assert [w.split(": ")[0] for w in warnings] == [str(path) for path in paths]
-    assert all(w.endswith(": taken as missing, will be made again") and w.isprintable() for w in warnings)
-    assert store.read_runs(folder) == {"r2": run("r2")}  # without a list to report to
-
-
-def test_files_of_another_run_count_as_missing(folder: Path) -> None:
-    store.write_runs(folder, [run("r1")])
-    store.write_cells(folder, [cell("r1"), cell("r2")])
-    shutil.copy(folder / "runs" / "r1.json", folder / "runs" / "r9.json")
-    shutil.copy(store.cell_path(folder, "r1", "regret", "0123456789ab"), folder / "cells" / "r2")
-    shutil.copy(folder / "cells" / "r2" / "regret-0123456789ab.json", folder / "cells" / "r2" / "other-00.json")
-    warnings: list[str] = []
-    assert list(store.read_runs(folder, warnings)) == ["r1"]
-    assert store.read_cells(folder, warnings=warnings) == [cell("r1")]
-    assert warnings[0] == f"{folder}/runs/r9.json: belongs to 'r1.json': taken as missing, will be made again"
-    assert len(warnings) == 3
-
-
-def test_newer_format_is_refused(folder: Path) -> None:
-    store.write_runs(folder, [run("r1", format=2)])
-    store.write_cells(folder, [cell("r1", format=7)])
-    with pytest.raises(Fault) as caught:
-        store.read_runs(folder)
-    wrong = "has format 2, this version reads up to 1: upgrade landscape-cli"
-    assert str(caught.value) == f"{folder}/runs/r1.json: {wrong}"
-    with pytest.raises(Fault, match="has format 7"):
-        store.read_cells(folder)
-
-
-def test_each_of_many_run_records_is_parsed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for i in range(2_000):
-        (folder / "runs" / f"r{i}.json").write_text(json.dumps(run(f"r{i}", settings={"x": list(range(30))})))
-    parsed, loads = [], json.loads
-    monkeypatch.setattr(json, "loads", lambda text, **options: parsed.append(1) or loads(text, **options))
-    assert len(store.read_runs(folder)) == len(parsed) == 2_000
 
 
 # --- manifest ---
