@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -32,21 +30,22 @@ def keys_of(settings: dict[str, Any]) -> Callable[[Measurement, int | None], str
         settings: of the run.
     Returns: a function of a measurement and an epoch (None for the minimum): hexadecimal digits.
     """
-    seen = config.canonical({k: settings[k] for k in ("dataset", "model", "precision")})
+    seen = {k: settings[k] for k in ("dataset", "model", "precision")}
+    text = config.canonical(seen)
 
     def key(measurement: Measurement, epoch: int | None = None) -> str:
         name, own = measurement
         version = REGISTRY["metric"][name].facts["version"] if name in REGISTRY["metric"] else 1
-        return _key(name, version, config.canonical(own) if own else "{}", seen, epoch)
+        known = (name, version, repr(own), text, epoch)  # thousands of runs share a model and its data
+        if known not in _keys:
+            at = {} if epoch is None else {"epoch": epoch}
+            _keys[known] = config.digest({"metric": name, "version": version, "settings": own, **seen, **at}, 12)
+        return _keys[known]
 
     return key
 
 
-@lru_cache(2**18)  # thousands of runs share a model and its data
-def _key(name: str, version: int, own: str, seen: str, epoch: int | None) -> str:
-    at = {} if epoch is None else {"epoch": epoch}
-    what = {"metric": name, "version": version, "settings": json.loads(own)}
-    return config.digest(what | json.loads(seen) | at, 12)
+_keys: dict[tuple[Any, ...], str] = {}
 
 
 def key_of(settings: dict[str, Any], measurement: Measurement, epoch: int | None = None) -> str:

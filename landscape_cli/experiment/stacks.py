@@ -99,8 +99,7 @@ def finish(folder: Path, stack: list[Run]) -> None:
 
 def forget(folder: Path, name: str) -> None:
     """Remove the saved states of a stack, then the note of who is in it."""
-    for path in [*sorted((folder / "stacks").glob(f"{name}-*")), folder / "stacks" / f"{name}.json"]:
-        path.unlink(missing_ok=True)
+    store.remove(folder, [*sorted((folder / "stacks").glob(f"{name}-*")), folder / "stacks" / f"{name}.json"])
 
 
 def save(folder: Path, stack: list[Run], state: State) -> None:
@@ -115,8 +114,7 @@ def save(folder: Path, stack: list[Run], state: State) -> None:
     data = to_bytes(tensors, {"state": json.dumps(facts), "format": str(FORMAT)})
     name = f"{identity(stack)}-{state.step:012d}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
     store.write(folder / "stacks" / name, data)
-    for old in _states(folder, stack)[:-2]:
-        old.unlink(missing_ok=True)
+    store.remove(folder, _states(folder, stack)[:-2])
 
 
 def load(folder: Path, stack: list[Run], order: list[str], device: torch.device, warnings: list[str]) -> State | None:

@@ -137,13 +137,16 @@ def forget(session: Session) -> None:
         if ids & set(stack):
             stacks.forget(session.folder, stacks.name_of(stack))
     for run_id in ids:
-        for path in [
-            session.folder / "runs" / f"{run_id}.json",
-            *(session.folder / "minima").glob(f"{run_id}*.safetensors"),
-            *(session.folder / "cells" / run_id).glob("*.json"),
-            *(session.folder / "cells" / run_id).glob("*.safetensors"),
-        ]:
-            path.unlink(missing_ok=True)
+        store.remove(
+            session.folder,
+            [
+                session.folder / "runs" / f"{run_id}.json",
+                *(session.folder / "minima").glob(f"{run_id}*.safetensors"),
+                store.cells_path(session.folder, run_id),
+                *(session.folder / "cells" / run_id).glob("*.json"),  # of the layout before
+                *(session.folder / "cells" / run_id).glob("*.safetensors"),
+            ],
+        )
 
 
 def train(session: Session, *, fresh: bool = False, wait: bool = False) -> DataFrame:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from landscape_cli.registry.errors import Fault
 from landscape_cli.store.columns import IDENTITY, TYPES, row_of
-from landscape_cli.store.files import no_link, sync_folder, write_fault, write_many
+from landscape_cli.store.files import no_link, remove, sync_folder, write_fault, write_many
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -275,8 +275,7 @@ def write_curves(folder: Path, curves: dict[str, bytes], stale: Iterable[str]) -
         if curves and not place.is_dir():
             no_link(place).mkdir()
             sync_folder(folder)
-        for metric in stale:
-            (place / f"{metric}.csv").unlink(missing_ok=True)
     except OSError as error:
         raise write_fault(error, place) from error
+    remove(folder, [place / f"{metric}.csv" for metric in stale])
     write_many([(place / f"{metric}.csv", data) for metric, data in curves.items()])

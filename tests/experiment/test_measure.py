@@ -208,6 +208,42 @@ def test_distances_to_the_other_minima_are_rows_and_follow_the_set_of_minima(tin
     assert {r: len(rows) for r, rows in measure(session, fewer, wanted).items()} == dict.fromkeys(fewer, 1)
 
 
+def test_pairs_of_two_input_sizes_in_one_grid(tiny: Open) -> None:
+    """Likeness is equal names and shapes: distances within each set, and whatever else is asked of all."""
+    data = {"name": "gaussian", "dimension": 5, "classes": 3, "train_samples": 40, "test_samples": 40}
+    session = tiny(SMALL | {"dataset": data, "grid": {"dataset.dimension": [5, 6]}, "seeds": 2})
+    records, ids = trained(session), [run.run_id for run in session.runs]
+    found = measure(session, records, [("ewc_distance", {}), ("weight_norm", {})])
+    others = dict(zip(ids, [ids[1], ids[0], ids[3], ids[2]], strict=True))
+    assert {i: [row["setting"] for row in rows] for i, rows in found.items()} == {i: [f"to={others[i]}"] for i in ids}
+    assert all(row["status"] == "ok" and row["value"] > 0 for rows in found.values() for row in rows)
+
+
+def test_peers_are_read_once_whatever_their_number(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stacks of one: each of the four looks at all four; files are read, and networks built, a number linear in them."""
+    session = tiny(SMALL | {"seeds": 4})
+    records = {i: record | {"stack": [i]} for i, record in trained(session).items()}
+    reads, built = [], []
+    read, module = checkpoints.parameters, Session.module
+    monkeypatch.setattr(checkpoints, "parameters", lambda path, *more: reads.append(path.name) or read(path, *more))
+    monkeypatch.setattr(Session, "module", lambda self, *more: built.append(1) or module(self, *more))
+    found = measure(session, records, [("ewc_distance", {})])
+    assert sorted(reads) == sorted(f"{i}.safetensors" for i in records) and len(built) == 2 * 4
+    settings_of = {run.run_id: run.settings for run in session.runs}
+    at = measurement.point(session, list(records.values()), session.runs[0].settings)
+    distance = at.fisher_diagonal()[:, None] * (at.theta.double()[None] - at.theta.double()[:, None]) ** 2 / 2
+    due = {i: [float(d) for j, d in enumerate(distance.sum(2)[k]) if j != k] for k, i in enumerate(records)}
+    assert {i: [row["value"] for row in rows] for i, rows in found.items()} == {
+        i: pytest.approx(values, rel=1e-6) for i, values in due.items()
+    }
+    (record, *_) = records.values()
+    path = session.folder / record["minimum"]["file"]
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(Fault, match="damaged, its hash is not the one that was recorded"):
+        peers = measurement.peers_of(session, records, settings_of)
+        peers(list(records)[1], at)
+
+
 def test_a_row_of_several_says_which_and_replaces_the_list_in_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     def toy(at: Point, *, radius: list[float] = [0.1], seed: int = 0) -> dict[str, Estimate]:  # noqa: B006
         """Toy."""

@@ -56,9 +56,10 @@ def along(session: Session) -> dict[tuple[str, Any], float]:
         store.read_table(session.folder / "metrics.csv")) if not r["metric"].startswith("_")}  # fmt: skip
 
 
-def cells(session: Session) -> dict[str, tuple[bytes, int]]:
-    found = (session.folder / "cells").rglob("weight_norm-*.json")
-    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in found}
+def cells(session: Session) -> dict[Any, dict[str, Any]]:
+    """The cells of the one metric: run and epoch -> its content."""
+    found = (cell for cell in store.read_cells(session.folder) if cell["metric"] == "weight_norm")
+    return {(cell["run_id"], cell.get("epoch")): cell for cell in found}
 
 
 def test_a_snapshot_has_the_value_of_a_run_that_ended_there(tiny: Open) -> None:
@@ -94,16 +95,18 @@ def test_each_is_a_cell_of_its_own_and_only_what_is_missing_is_made(
     assert sizes == [2] * 4 and len(before) == 8  # the minima were there; two runs together at each of three epochs
     run_id = one.runs[0].run_id
     for epoch, sha in ((e, store.file_hash(one.folder / checkpoints.snapshot_file(run_id, e))) for e in (0, 2, 3)):
-        (cell,) = [c for c in map(json.loads, (data for data, _ in before.values())) if c["inputs"] == sha]
+        (cell,) = [c for c in before.values() if c["inputs"] == sha]
         assert (cell["run_id"], cell["epoch"], [r["epoch"] for r in cell["rows"]]) == (run_id, epoch, [epoch])
         assert cell["key"] == cell_records.key_of(one.runs[0].settings, ("weight_norm", {}), epoch)
-    assert len({Path(p).name for p in before}) == 4  # keys differ by epoch
+    assert len({cell["key"] for cell in before.values()}) == 4  # keys differ by epoch
     table = (one.folder / "metrics.csv").read_bytes()
-    lost = next(p for p, (data, _) in before.items() if json.loads(data).get("epoch") == 2)
-    Path(lost).unlink()
+    path, lost = store.cells_path(one.folder, run_id), before[run_id, 2]
+    kept = [line for line in path.read_text().splitlines() if lost["key"] not in line]
+    path.write_text("\n".join(kept).replace(",\n]", "\n]"))
+    assert cells(one).keys() == before.keys() - {(run_id, 2)}
     compare.compare(tiny(small()))
     after = cells(one)
-    assert sizes == [2] * 5 and [p for p in before if after[p] != before[p]] == [lost]  # in its old company
+    assert sizes == [2] * 5 and [i for i in before if after[i] != before[i]] == [(run_id, 2)]  # in its old company
     assert [line.split(",")[:-4] for line in (one.folder / "metrics.csv").read_text().splitlines()] == [
         line.split(",")[:-4] for line in table.decode().splitlines()
     ]
