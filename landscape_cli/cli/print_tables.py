@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from landscape_cli.cli import terminal
+from landscape_cli.cli import long_tables, terminal
 from landscape_cli.store import RUN_COLUMNS
 
 if TYPE_CHECKING:
@@ -35,14 +36,33 @@ def _cell_of(value: Any, kind: str) -> str:
     return str(value) if kind == "str" else terminal.number(value, 9 if kind == "Int64" else 3)
 
 
+METRICS = ("run", "metric", "setting", "value", "std. error", "status")
+
+
 def metrics(table: DataFrame) -> None:
     """metrics.csv for a person: the rows of each minimum, without the shared intermediates."""
-    view = terminal.table("run", "metric", "setting", "value", "std. error", "status", right=(3, 4))
-    for row in table[~table["metric"].str.startswith("_shared:")].to_dict("records"):
-        value, error_ = terminal.number(row["value"], 5), terminal.number(row["standard_error"], 2)
-        cells = [row["run_id"], row["metric"], row["setting"], value, error_, row["status"]]
-        terminal.add_row(view, cells, "" if row["status"] == "ok" else "yellow")
-    terminal.stdout().print(view)
+    shown = table[~table["metric"].str.startswith("_shared:")]
+    columns = [shown[name].tolist() for name in ("run_id", "metric", "setting", "value", "standard_error", "status")]
+    rows = [
+        [
+            terminal.safe(run_id),
+            metric,
+            terminal.safe(setting),
+            terminal.number(value, 5),
+            terminal.number(error_, 2),
+            status,
+        ]
+        for run_id, metric, setting, value, error_, status in zip(*columns, strict=True)
+    ]
+    out, view = terminal.stdout(), partial(terminal.table, *METRICS, right=(3, 4))
+    text = long_tables.printed(view, rows, out)
+    if text is not None:
+        out.file.write(text)
+    else:
+        whole = view()
+        for row in rows:
+            terminal.add_row(whole, row, "" if row[-1] == "ok" else "yellow")
+        out.print(whole)
     for line in complaints(table):
         terminal.warn(line)
 

@@ -220,7 +220,7 @@ def test_pairs_of_two_input_sizes_in_one_grid(tiny: Open) -> None:
 
 
 def test_peers_are_read_once_whatever_their_number(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stacks of one: each of the four looks at all four; files are read, and networks built, a number linear in them."""
+    """Stacks of one: each of the four looks at all four; files read and networks built are linear in them."""
     session = tiny(SMALL | {"seeds": 4})
     records = {i: record | {"stack": [i]} for i, record in trained(session).items()}
     reads, built = [], []
