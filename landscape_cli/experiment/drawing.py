@@ -85,8 +85,8 @@ def draw(folder: Path, records: Sequence[Record], groups: list[str], session: Se
             *figures_runs.regret_by_radius(metric_table, run_table, groups, stems[3]),
             *curves.along_training(metric_table, run_table, groups, edges(folder, records), stems[5]),
         ]
-    for stale in {stem.with_suffix(kind) for stem in stems for kind in (".png", ".svg", ".html")}.difference(drawn):
-        stale.unlink(missing_ok=True)  # of tables that had more to show
+    possible = {stem.with_suffix(kind) for stem in stems for kind in (".png", ".svg", ".html")}
+    store.remove(folder, possible.difference(drawn))  # of tables that had more to show
     about = {name: entry.summary for name, entry in REGISTRY["metric"].items()}
     store.write(page, report.render(folder, about, registry.same_as()))
     store.write(stamp, key.encode())
@@ -130,6 +130,6 @@ def rewrite_report(folder: Path) -> Path:
         records = store.read_runs(folder)
         table = store.read_table(folder / "runs.csv")
         ordered = [records[i] for i in table["run_id"] if i in records]
-        (folder / "plots" / ".drawn").unlink(missing_ok=True)
+        store.remove(folder, [folder / "plots" / ".drawn"])
         draw(folder, ordered, statistics.group_names(store.read_table(folder / "comparison.csv")))
     return folder / "report.html"

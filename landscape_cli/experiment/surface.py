@@ -213,9 +213,8 @@ def _surface(
         jobs[f"{name}-curvature.csv"] = work.curvature
     done = _intact(vouching, key)
     old = [f"{name}-{kind}.csv" for kind in ("snapshots", "curvature")]
-    for file in [f for f in (*([] if done else [vouching.name]), *old) if f not in done]:
-        (folder / file).unlink(missing_ok=True)  # before any table of these settings takes the place of one of others
-    sync_folder(folder)
+    stale = [folder / f for f in (*([] if done else [vouching.name]), *old) if f not in done]
+    store.remove(folder, stale)  # before any table of these settings takes the place of one of others
     for file in [f for f in jobs if f not in done]:
         data = store.table_bytes(jobs[file]())
         store.write(folder / file, data)
@@ -243,10 +242,8 @@ def _rule(asked: Surface) -> BatchNorm:
 
 def _clear(parts: Path, key: str) -> None:
     """Remove the parts of a surface that is finished; those of other settings stay."""
-    for part in parts.glob(f"{key}-*"):
-        part.unlink()
-    if not any(parts.iterdir()):
-        parts.rmdir()
+    store.remove(parts, parts.glob(f"{key}-*"))
+    store.remove_if_empty(parts)
 
 
 def _made(folder: Path) -> Path:

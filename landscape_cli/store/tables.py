@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,6 +135,7 @@ def _joined(curves: Sequence[dict[str, list[Any]]]) -> "DataFrame":
     return DataFrame({name: _series(name, values) for name, values in joined.items()})
 
 
+@lru_cache(2**16)
 def _natural(setting: str) -> list[str | float]:
     """Sort key in which rank=2 comes before rank=10, and eps=1e-4 before eps=0.001: text and numbers take turns."""
     parts = re.split(r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)", setting)
@@ -152,7 +154,7 @@ def table_bytes(frame: "DataFrame") -> bytes:
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([_shield(str(name)) for name in frame.columns])
-    writer.writerows(zip(*([_cell(v) for v in frame.iloc[:, j].tolist()] for j in range(frame.shape[1])), strict=True))
+    writer.writerows(zip(*(_cells(frame.iloc[:, j].tolist()) for j in range(frame.shape[1])), strict=True))
     return out.getvalue().encode()
 
 
@@ -194,7 +196,11 @@ def _series(name: str, values: list[Any]) -> "Series[Any]":
     """A column of its contract's type if its values allow that, else of theirs."""
     from pandas import Series
 
-    kind = KINDS.get(name)
+    kind, types = KINDS.get(name), set(map(type, values))
+    if types == {str} and kind == "str":
+        return Series(values, dtype="str")
+    if types <= {float, type(None)} and kind == "float64":
+        return Series([float("nan") if value is None else value for value in values], dtype="float64")
     present = [value for value in values if value is not None]
     if kind == "str" or not all(_is_number(value) for value in present):
         return Series(["" if value is None else _text(value) for value in values], dtype="str")
@@ -212,6 +218,17 @@ def _is_number(value: Any) -> bool:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _cells(values: list[Any]) -> list[str]:
+    """A column as CSV; what is all text or all floats, as most columns are, goes without a look at each type."""
+    kinds = set(map(type, values))
+    if kinds == {str}:
+        shielded = {text: _shield(text) for text in dict.fromkeys(values)}
+        return [shielded[text] for text in values]
+    if kinds == {float}:
+        return ["" if value != value else repr(value) for value in values]
+    return [_cell(value) for value in values]
 
 
 def _cell(value: Any) -> str:
