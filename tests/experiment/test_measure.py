@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -24,7 +25,7 @@ from landscape_cli.metrics.point import Estimate, Point, exact
 from landscape_cli.network import memory
 from landscape_cli.registry import REGISTRY, Entry
 from landscape_cli.registry.errors import Fault
-from landscape_cli.store import checkpoints
+from landscape_cli.store import checkpoints, files
 
 Open = Callable[..., Session]
 SETTINGS = {"dataset": {"name": "d"}, "model": {"name": "m"}, "precision": "float32", "training": {"lr": 0.1}}
@@ -206,6 +207,21 @@ def test_distances_to_the_other_minima_are_rows_and_follow_the_set_of_minima(tin
     left = [c for c in cell_records.current(session, fewer, settings_of) if c["metric"] == "ewc_distance"]
     assert left == []  # one minimum less: other rows are due
     assert {r: len(rows) for r, rows in measure(session, fewer, wanted).items()} == dict.fromkeys(fewer, 1)
+
+
+def test_the_data_file_is_hashed_once_a_command(tiny: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same command, however often it is asked; a changed file is new data for the next one."""
+    path = tmp_path / "own.npz"
+    x, y = np.random.default_rng(0).normal(size=(30, 4)).astype("float32"), np.arange(30) % 3
+    np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
+    own = SMALL | {"dataset": {"name": "npz", "path": str(path)}}
+    hashed, file_hash = [], files.file_hash
+    monkeypatch.setattr(files, "file_hash", lambda one: hashed.append(one) or file_hash(one))
+    session = tiny(own)
+    trained(session)
+    assert len(session.finished()) == 3 and hashed.count(path) == 1
+    np.savez(path, x_train=x + 1, y_train=y, x_test=x, y_test=y)
+    assert tiny(own).finished() == {} and hashed.count(path) == 2
 
 
 def test_pairs_of_two_input_sizes_in_one_grid(tiny: Open) -> None:
