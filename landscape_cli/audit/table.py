@@ -25,17 +25,12 @@ from landscape_cli.curvature.objective import flatten
 from landscape_cli.metrics.evaluate import LOST, evaluate
 from landscape_cli.metrics.point import Estimate, Point
 from landscape_cli.network import Params
-from landscape_cli.registry import REGISTRY
+from landscape_cli.registry import REGISTRY, InAudit
 from landscape_cli.registry.errors import Fault
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
-TIGHT = 1e-7  # of iterative metrics
-FEW = 6  # random directions, common to all transforms
 CHARTED = ("smooth_cubic", "smooth_sinh", "global_scale")
 
 
@@ -171,11 +166,11 @@ def drive(point: Point, at: Minima, factor: float) -> dict[str, list[Any]]:
     return columns
 
 
-def adapted(name: str, own: dict[str, Any]) -> dict[str, Any]:
-    """A metric's settings as the audit takes them: few draws, for they go along with the transform; solvers tight."""
+def adapted(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """A metric's settings as the audit takes them, reduced where their annotations say so (`InAudit`)."""
     fields = REGISTRY["metric"][name].settings.model_fields
-    few = {k: min(own[k], FEW) for k in ("probes", "draws", "directions", "chains") if k in fields}
-    return own | few | {k: min(own[k], TIGHT) for k in ("tolerance",) if k in fields}
+    most = {key: mark.most for key, f in fields.items() for mark in f.metadata if isinstance(mark, InAudit)}
+    return settings | {key: min(settings[key], value) for key, value in most.items()}
 
 
 def _groups(point: Point, at: Minima, every: list[Case]) -> Iterator[tuple[Point, list[int], Tensor | None]]:

@@ -25,6 +25,21 @@ Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
 
+
+@dataclass(frozen=True)
+class InAudit:
+    """Part of a setting's annotation: the value that the audit takes in the place of a larger one.
+
+    Few draws will do there, below what an honest standard error needs, for they go along with each transform; and a
+    solver is to stop late, so that what it leaves undone does not look like a broken claim.
+    """
+
+    most: float
+
+
+FEW = InAudit(6)  # draws
+Tolerance = Annotated[float, Gt(0), InAudit(1e-7)]
+
 Kind = Literal["model", "dataset", "metric"]
 Invariance = Literal["none", "permutation", "global", "scale", "filter", "smooth", "output"]
 Direction = Literal["sharp", "flat", "none"]
