@@ -170,7 +170,7 @@ def adapted(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """A metric's settings as the audit takes them, reduced where their annotations say so (`InAudit`)."""
     fields = REGISTRY["metric"][name].settings.model_fields
     most = {key: mark.most for key, f in fields.items() for mark in f.metadata if isinstance(mark, InAudit)}
-    return settings | {key: min(settings[key], value) for key, value in most.items()}
+    return settings | {k: min(settings[k], v) for k, v in most.items() if isinstance(settings[k], int | float)}
 
 
 def _groups(point: Point, at: Minima, every: list[Case]) -> Iterator[tuple[Point, list[int], Tensor | None]]:

@@ -1,4 +1,5 @@
-"""What can be registered: models, datasets and metrics by decorator, with their settings; and the error users see.
+"""What can be registered, by decorator, with its settings: models, datasets, metrics, kinds of surface; and the error
+that users see.
 
 The ground floor: imports no other package of ours, neither torch nor pydantic, so that `landscape --help` is instant.
 Begin with entries.py.
@@ -8,6 +9,7 @@ from landscape_cli.registry.descriptions import SHELVES, describe, parts_of, typ
 from landscape_cli.registry.entries import (
     DIRECTIONS,
     FEW,
+    RANDOM,
     REGISTRY,
     Count,
     Direction,
@@ -25,6 +27,7 @@ from landscape_cli.registry.entries import (
     metric,
     model,
     same_as,
+    surface,
 )
 from landscape_cli.registry.errors import Fault
 from landscape_cli.registry.plugins import load_plugins
@@ -32,6 +35,7 @@ from landscape_cli.registry.plugins import load_plugins
 __all__ = [
     "DIRECTIONS",
     "FEW",
+    "RANDOM",
     "REGISTRY",
     "SHELVES",
     "Count",
@@ -54,5 +58,6 @@ __all__ = [
     "model",
     "parts_of",
     "same_as",
+    "surface",
     "type_of",
 ]
