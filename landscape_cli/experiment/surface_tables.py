@@ -131,8 +131,8 @@ def curvatures(cut: Slice, xy: Tensor) -> Rows:
     for some in (inside[i : i + size] for i in range(0, len(inside), size)):
         theta = cut.points(xy[some])
         train = cut.sides["train"]
-        own = replace(train, like=train.unflatten(theta), buffers=cut.buffers(theta, xy[some]))
-        at = Point(theta, own, own)
+        moved = replace(train, like=train.unflatten(theta), buffers=cut.buffers(theta, xy[some]))
+        at = Point(theta, moved, moved)
         low, top = hessian_bottom(at), at.ritz(1, 1e-3, 200, 0)  # which that one needed too
         late = (top.residuals[:, 0] > 1e-3 * top.values[:, 0].abs()).tolist()
         for row, i in enumerate(some):
@@ -149,17 +149,17 @@ def snapshots(work: Survey, record: Record, settings: dict[str, Any]) -> DataFra
     The loss at each snapshot with its own BatchNorm statistics, and that at its shadow on the plane; both are in
     off_plane, the distance between the two.
     """
-    (cut,), way = work.slices(), work.span.snapshots
-    assert way is not None and cut.Y is not None
-    moves = torch.cat([way - cut.theta, torch.zeros_like(cut.theta)])
+    (cut,), points = work.slices(), work.span.snapshots
+    assert points is not None and cut.Y is not None
+    moves = torch.cat([points - cut.theta, torch.zeros_like(cut.theta)])
     xy = moves @ torch.stack([cut.X, cut.Y], 1)
     off = (moves - xy @ torch.stack([cut.X, cut.Y])).norm(dim=1)
     kept = [*before_the_end(work.session, record, settings), record]
     rows, shadows = [], cut.scores(xy.cpu()).tolist()
     for one, point, far, shadow in zip(kept, xy.tolist(), off.tolist(), shadows, strict=True):
         at = measure.point(work.session, [one], settings)
-        own = replace(cut, sides={"train": at.train, "test": at.test}, theta=at.theta.double(), batchnorm="fixed")
-        for split, true, seen in zip(own.sides, own.scores(torch.zeros(1, 2))[0].tolist(), shadow, strict=True):
+        itself = replace(cut, sides={"train": at.train, "test": at.test}, theta=at.theta.double(), batchnorm="fixed")
+        for split, true, seen in zip(itself.sides, itself.scores(torch.zeros(1, 2))[0].tolist(), shadow, strict=True):
             (*scores, status), (*projected, other) = _row(*true), _row(*seen)
             worst = status if status != "ok" else other
             rows.append((one.get("epoch", record["epochs"]), *point, far, split, *scores, *projected, worst))
