@@ -23,18 +23,19 @@ from landscape_cli import network, registry
 from landscape_cli.config.schema import DatasetOptions
 from landscape_cli.curvature.objective import Objective, flatten
 from landscape_cli.data.datasets import Data, load
-from landscape_cli.surface.values import Place, random_directions
+from landscape_cli.surface.directions import random_directions
+from landscape_cli.surface.values import Slice
 
 LAYOUTS = ((16, 500), (8, 1000), (64, 250))  # points and samples of a product; the fastest is the limit
 
 
-def place(module: nn.Module, data: Data, dtype: torch.dtype = torch.float32) -> Place:
+def place(module: nn.Module, data: Data, dtype: torch.dtype = torch.float32) -> Slice:
     """The plane of a minimum, on its training data alone."""
     params, buffers = network.stack([module])
     net = network.build(module, data.input_shape, dtype)
     X, Y = (flatten(d)[0] for d in random_directions(params, "filter", "biasbn", 0, 0, 2))
     sides = {"train": Objective(net, params, buffers, data.x_train, data.y_train)}
-    return Place(sides, flatten(params).double(), X, Y)
+    return Slice(sides, flatten(params).double(), X, Y)
 
 
 def staggered(steps: int, reach: float) -> Tensor:
@@ -43,12 +44,12 @@ def staggered(steps: int, reach: float) -> Tensor:
     return torch.stack([i, j + 1 - i % 2], 2).flatten(0, 1) * (2 * reach / steps) - reach
 
 
-def ours(at: Place, xy: Tensor) -> Tensor:
+def ours(at: Slice, xy: Tensor) -> Tensor:
     """Losses, with accuracies made on the way."""
     return torch.cat([at.scores(some)[:, 0, 0] for some in xy.split(at.together)])
 
 
-def package(module: nn.Module, at: Place, data: Data, steps: int, reach: float) -> Tensor:
+def package(module: nn.Module, at: Slice, data: Data, steps: int, reach: float) -> Tensor:
     """Losses by the package's own loop, from the corner of the plane."""
     import loss_landscapes
     from loss_landscapes.metrics import Loss

@@ -452,7 +452,7 @@ def wrapped(part: str) -> str:
 def draw(folder: Path) -> None:
     """The page's figures."""
     from landscape_cli import store
-    from landscape_cli.report import figures_runs
+    from landscape_cli.report import figures_groups
 
     runs, metrics = (store.read_table(folder / name) for name in ("runs.csv", "metrics.csv"))
     groups = list(runs["group"].unique())
@@ -460,9 +460,9 @@ def draw(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for figure, shown in FIGURES.items():
             parts = [metrics[[m == name and told(s).items() <= k for m, k in key]] for name, s in shown]
-            figures_runs.metric_by_group(pd.concat(parts), runs, groups, Path(scratch) / figure)
+            figures_groups.metric_by_group(pd.concat(parts), runs, groups, Path(scratch) / figure)
         exact = metrics[metrics["metric"] == "regret_exact"]
-        figures_runs.regret_by_radius(exact, runs, groups, Path(scratch) / "essay-radius")
+        figures_groups.regret_by_radius(exact, runs, groups, Path(scratch) / "essay-radius")
         for file in Path(scratch).glob("*.png"):
             shutil.copy(file, HERE / "images" / file.name)
 

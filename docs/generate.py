@@ -1,4 +1,4 @@
-"""Writes docs/metrics.md, commands.md and results.md from the code, essay.md and invariance.md from the tables of runs.
+"""Writes metrics.md, commands.md, results.md, the table in surfaces.md from code; essay.md, invariance.md from tables.
 
 `--check` fails if they are not what it would write.
 """
@@ -177,7 +177,25 @@ def results_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def surfaces_page() -> str:
+    """docs/surfaces.md as it stands, with the table of kinds from the code."""
+    text = (HERE / "surfaces.md").read_text("utf-8")
+    before, _, rest = text.partition(KINDS)
+    _, _, after = rest.partition(END)
+    rows = ["| kind | what it is | needs | BatchNorm | options and defaults |", "|---|---|---|---|---|"]
+    return "\n".join([before + KINDS, *rows, *map(_kind, registry.REGISTRY["surface"].values()), END]) + after
+
+
+def _kind(entry: registry.Entry) -> str:
+    facts = entry.facts
+    needs = ", ".join({"other": "a second minimum", "snapshots": "snapshots"}[name] for name in facts["needs"])
+    options = ", ".join(f"`{k}: {_yaml(v)}`" if v is not None else f"`{k}`" for k, v in facts["options"].items())
+    return f"| `{entry.name}` | {entry.summary} | {needs or '-'} | `{facts['batchnorm']}` | {options} |"
+
+
+KINDS, END = "<!-- kinds: made by `python docs/generate.py` from @surface -->", "<!-- end -->"
 PAGES = {"metrics.md": metrics_page, "commands.md": commands_page, "results.md": results_page}
+PAGES["surfaces.md"] = surfaces_page
 PAGES |= {f"{name}.md": partial(beside, name) for name in ("essay", "invariance")}
 
 

@@ -98,7 +98,7 @@ Call = Callable[..., tuple[int, str, str]]
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
     """`landscape WORDS` in this process, in a folder with tiny.yaml; exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(drawing, "draw", lambda *args: None)
+    monkeypatch.setattr(drawing, "draw", lambda *args: [])
     (tmp_path / "tiny.yaml").write_text(yaml_of(TINY | {"seeds": 1, "metrics": ["weight_norm"]}))
 
     def run(*words: str) -> tuple[int, str, str]:

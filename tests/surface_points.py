@@ -12,7 +12,8 @@ from torch import nn
 from landscape_cli import network
 from landscape_cli.curvature.objective import Objective, flatten
 from landscape_cli.network.models import build_module
-from landscape_cli.surface.values import Place, random_directions
+from landscape_cli.surface.directions import random_directions
+from landscape_cli.surface.values import Slice
 
 NETS: list[tuple[dict[str, Any], tuple[int, ...]]] = [
     ({"name": "mlp", "hidden": [7]}, (6,)),
@@ -26,7 +27,7 @@ NETS: list[tuple[dict[str, Any], tuple[int, ...]]] = [
 
 def place(
     spec: dict[str, Any], shape: tuple[int, ...], dtype: torch.dtype = torch.float64, **more: Any
-) -> tuple[Place, nn.Module]:
+) -> tuple[Slice, nn.Module]:
     module = build_module(spec, shape, 3, 0).double()
     rng = torch.Generator().manual_seed(1)
     for name, b in module.named_buffers():
@@ -46,7 +47,7 @@ def place(
         "test": Objective(net, params, buffers, data.x_test.to(dtype), data.y_test),
     }
     X, Y = (flatten(d)[0] for d in random_directions(params, "filter", "biasbn", 0, 0, 2))
-    return Place(sides, flatten(params).double(), X, Y, **more), module.eval()
+    return Slice(sides, flatten(params).double(), X, Y, **more), module.eval()
 
 
 def plain(module: nn.Module, theta: torch.Tensor, at: Objective) -> tuple[float, float]:
@@ -55,3 +56,14 @@ def plain(module: nn.Module, theta: torch.Tensor, at: Objective) -> tuple[float,
     with torch.no_grad():
         z = module(at.x)
     return float(F.cross_entropy(z, at.y)), float((z.argmax(1) == at.y).double().mean())
+
+
+def dense(module: nn.Module, at: Objective, theta: torch.Tensor) -> torch.Tensor:
+    """The Hessian of the mean cross-entropy, by PyTorch's own differentiation of the plain module in eval mode."""
+
+    def loss(flat: torch.Tensor) -> torch.Tensor:
+        state = {n: t[0] for n, t in at.unflatten(flat[None]).items()} | {n: b[0] for n, b in at.buffers.items()}
+        return F.cross_entropy(torch.func.functional_call(module, state, (at.x,)), at.y)
+
+    H: torch.Tensor = torch.autograd.functional.hessian(loss, theta.flatten())
+    return H

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from landscape_cli.report import figures_runs
+from landscape_cli.report import figures_groups
 
 GROUPS = ["small", "large"]
 
@@ -74,9 +74,9 @@ def draw_all(folder: Path, groups: list[str], seeds: int = 3, keep: int = 99) ->
     folder.mkdir(parents=True, exist_ok=True)
     runs, metrics, records = example(groups, seeds, keep)
     return [
-        *figures_runs.training_curves(records, folder / "training_curves"),
-        *figures_runs.metric_by_group(metrics, runs, groups, folder / "metric_by_group"),
-        *figures_runs.metric_vs_gap(metrics, runs, folder / "metric_vs_gap"),
+        *figures_groups.training_curves(records, folder / "training_curves"),
+        *figures_groups.metric_by_group(metrics, runs, groups, folder / "metric_by_group"),
+        *figures_groups.metric_vs_gap(metrics, runs, folder / "metric_vs_gap"),
     ]
 
 

@@ -41,11 +41,11 @@ def verdict(
     return "unresolved" if hidden or max(abs(before), abs(after)) <= ROUNDING else "broken"
 
 
-def claimed(entry: Entry, own: dict[str, Any], survives: str) -> str:
+def claimed(entry: Entry, settings: dict[str, Any], survives: str) -> str:
     """The claim of a metric, at these settings, by which it survives a transform; empty if it has none."""
     for key, stated in claims(entry).items():
         name, _, value = key.partition("=")
-        if name and not equal(own[name], value):
+        if name and not equal(settings[name], value):
             continue
         for claim in stated:
             if survives == claim or survives in IMPLIED.get(claim, ()):

@@ -13,7 +13,7 @@ from landscape_cli.audit.transforms import Minima, Moved
 from landscape_cli.curvature.objective import flatten
 from landscape_cli.metrics.point import Point
 from landscape_cli.network import Params
-from landscape_cli.surface import values
+from landscape_cli.surface import directions
 
 POINTS = torch.linspace(-1, 1, 81, dtype=torch.float64)
 GRID = 17  # factors that are tried at once
@@ -30,7 +30,7 @@ def direction(like: Params, filters: bool, seed: int) -> Params:
     Source: Li et al. 2018, section 4.
     """
     rng = torch.Generator().manual_seed(seed)
-    d = values.direction(like, "filter" if filters else "none", "biasbn", rng)
+    d = directions.direction(like, "filter" if filters else "none", "biasbn", rng)
     d = {name: part.to(like[name]) for name, part in d.items()}
     if filters:
         return d

@@ -25,17 +25,12 @@ from landscape_cli.curvature.objective import flatten
 from landscape_cli.metrics.evaluate import LOST, evaluate
 from landscape_cli.metrics.point import Estimate, Point
 from landscape_cli.network import Params
-from landscape_cli.registry import REGISTRY
+from landscape_cli.registry import REGISTRY, InAudit
 from landscape_cli.registry.errors import Fault
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
-TIGHT = 1e-7  # of iterative metrics
-FEW = 6  # random directions, common to all transforms
 CHARTED = ("smooth_cubic", "smooth_sinh", "global_scale")
 
 
@@ -128,16 +123,16 @@ def audit(
     every = cases(at)
     groups = list(_groups(point, at, every))
     rows = []
-    for name, own in wanted:
+    for name, settings in wanted:
         watch(name)
         seen: dict[int, dict[str, tuple[Estimate, int]]] = {}
         for moved, members, order in groups:
             with _Followed(order) if order is not None else nullcontext():
-                estimates = evaluate(moved, name, adapted(name, own))
+                estimates = evaluate(moved, name, adapted(name, settings))
             for k, i in enumerate(members):
                 seen[i] = {extra: (e, k) for extra, e in estimates.items()}
         for extra in seen[-1]:
-            rows += [_row(name, own, extra, seen, i, case) for i, case in enumerate(every)]
+            rows += [_row(name, settings, extra, seen, i, case) for i, case in enumerate(every)]
     return rows, every
 
 
@@ -171,11 +166,11 @@ def drive(point: Point, at: Minima, factor: float) -> dict[str, list[Any]]:
     return columns
 
 
-def adapted(name: str, own: dict[str, Any]) -> dict[str, Any]:
-    """A metric's settings as the audit takes them: few draws, for they go along with the transform; solvers tight."""
+def adapted(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """A metric's settings as the audit takes them, reduced where their annotations say so (`InAudit`)."""
     fields = REGISTRY["metric"][name].settings.model_fields
-    few = {k: min(own[k], FEW) for k in ("probes", "draws", "directions", "chains") if k in fields}
-    return own | few | {k: min(own[k], TIGHT) for k in ("tolerance",) if k in fields}
+    most = {key: mark.most for key, f in fields.items() for mark in f.metadata if isinstance(mark, InAudit)}
+    return settings | {k: min(settings[k], v) for k, v in most.items() if isinstance(settings[k], int | float)}
 
 
 def _groups(point: Point, at: Minima, every: list[Case]) -> Iterator[tuple[Point, list[int], Tensor | None]]:
@@ -253,7 +248,7 @@ def sharpen(
         bound: above 1.
     Returns: none if no channels of the network can be rescaled.
     """
-    name, own = what
+    name, settings = what
     groups, rng = rp.orbit(at), torch.Generator().manual_seed(0)
     if not groups:
         return []
@@ -266,7 +261,7 @@ def sharpen(
         return rp.rescale(at, [(g, e.expand(g.size)) for g, e in zip(groups, ends, strict=True)])
 
     def values(tried: list[list[float]]) -> dict[str, list[float]]:
-        found = evaluate(_joined(point, at, [moved(t) for t in tried]), name, adapted(name, own))
+        found = evaluate(_joined(point, at, [moved(t) for t in tried]), name, adapted(name, settings))
         return {extra: [_value((e, k))[0] for k in range(len(tried))] for extra, e in found.items()}
 
     rows = []
@@ -280,8 +275,8 @@ def sharpen(
                 for one, value in zip(tried, values(tried)[extra], strict=True):
                     if sign * (value - best) > 0:
                         best, t = value, one
-            about = (name, own, extra, before, best, nan, claimed(REGISTRY["metric"][name], own, "filter"))
-            rows.append(_told(*about) | {"transform": transform, "strength": bound})
+            about = (name, settings, extra, before, best, nan, claimed(REGISTRY["metric"][name], settings, "filter"))
+            rows.append(_columns(*about) | {"transform": transform, "strength": bound})
     return rows
 
 
@@ -289,12 +284,17 @@ RANDOM = 2
 
 
 def _row(
-    name: str, own: dict[str, Any], extra: str, seen: dict[int, dict[str, tuple[Estimate, int]]], i: int, case: Case
+    name: str,
+    settings: dict[str, Any],
+    extra: str,
+    seen: dict[int, dict[str, tuple[Estimate, int]]],
+    i: int,
+    case: Case,
 ) -> dict[str, Any]:
     before, _ = _value(seen[-1].get(extra))
     after, error = _value(seen.get(i, {}).get(extra))
-    claim = claimed(REGISTRY["metric"][name], own, TRANSFORMS[case.transform].survives)
-    row = _told(name, own, extra, before, after, error, claim, case.moved is not None)
+    claim = claimed(REGISTRY["metric"][name], settings, TRANSFORMS[case.transform].survives)
+    row = _columns(name, settings, extra, before, after, error, claim, case.moved is not None)
     if row["verdict"] == "broken" and isnan(after) and case.transform in CHARTED:
         row["verdict"] = "not checked"  # a metric of layers' weights has no value in other coordinates
     if why := _failure(seen[-1].get(extra)) or _failure(seen.get(i, {}).get(extra)):
@@ -307,9 +307,9 @@ def _failure(found: tuple[Estimate, int] | None) -> str:
     return found[0].message[found[1]] or "failed" if found and found[0].status[found[1]] == "failed" else ""
 
 
-def _told(
+def _columns(
     name: str,
-    own: dict[str, Any],
+    settings: dict[str, Any],
     extra: str,
     before: float,
     after: float,
@@ -319,7 +319,7 @@ def _told(
 ) -> dict[str, Any]:
     return {
         "metric": name,
-        "setting": grid.setting(name, own, extra),
+        "setting": grid.setting(name, settings, extra),
         "before": before,
         "after": after,
         "ratio": after / before if before else nan,

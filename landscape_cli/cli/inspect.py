@@ -86,7 +86,7 @@ def list_(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """List metrics, models, datasets, configs or transforms, one line each.
+    """List metrics, models, datasets, kinds of surface, configs or transforms, one line each.
 
     Example: landscape list metrics --verbose
     """

@@ -30,7 +30,7 @@ app = typer.Typer(
 
 RESULTS = Path("results")
 Device = Literal["auto", "cpu", "cuda"]
-Shelf = Literal["metrics", "models", "datasets", "configs", "transforms"]
+Shelf = Literal["metrics", "models", "datasets", "surfaces", "configs", "transforms"]
 CONFIG = typer.Argument(
     help="A YAML file, or the name of one in ./configs or shipped with the package.", show_default=False
 )

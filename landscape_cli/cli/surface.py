@@ -31,13 +31,26 @@ from landscape_cli.cli.options import (
     show_warnings,
 )
 from landscape_cli.registry.errors import Fault
+from landscape_cli.surface.kinds import KINDS
+
+
+def _defaults(option: str) -> str:
+    """Of each kind that has one."""
+    values = {name: kind.facts["options"].get(option) for name, kind in KINDS.items()}
+    return ", ".join(f"{value:g} ({name})" for name, value in values.items() if isinstance(value, int | float))
+
 
 Kind = Annotated[
-    str | None, typer.Option("--kind", metavar="line|plane|path|trajectory|eigen", help="What to draw; a line.")
+    str | None,
+    typer.Option(
+        "--kind",
+        metavar="|".join(KINDS),
+        help="What to draw. " + " ".join(f"{kind.name}: {kind.summary}" for kind in KINDS.values()) + " Default: line.",
+    ),
 ]
 Points = Annotated[int | None, typer.Option("--points", help="Along each axis; 51.")]
 Range = Annotated[
-    float | None, typer.Option("--range", help="From -range to range; a path to 1 + range. 1; path: 0.5.")
+    float | None, typer.Option("--range", help=f"How far, from -range to range. Default: {_defaults('range')}.")
 ]
 Normalization = Annotated[
     str | None, typer.Option("--normalization", metavar="filter|layer|weight|none", help="Of random directions.")
@@ -49,7 +62,7 @@ BatchNorm = Annotated[
     str | None, typer.Option("--batchnorm", metavar="fixed|interpolate|recompute", help="Statistics off a minimum.")
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of the directions; 0.")]
-Draws = Annotated[int | None, typer.Option("--draws", help="Of the directions; 3 for a line, 1 for a plane.")]
+Draws = Annotated[int | None, typer.Option("--draws", help=f"Of the directions. Default: {_defaults('draws')}.")]
 Curvature = Annotated[
     bool, typer.Option("--curvature", help="The Hessian's largest and smallest eigenvalue at each point too.")
 ]
@@ -103,9 +116,9 @@ def surface(
         raise Fault(f"one config at a time, or checkpoints with --config: got {', '.join(target)}")
     given = {"kind": kind, "points": points, "range": range_, "normalization": normalization, "ignore": ignore}
     given |= {"batchnorm": batchnorm, "seed": seed, "draws": draws, "curvature": "true" if curvature else None}
-    own = [f"surface.{key}={value}" for key, value in given.items() if value is not None]
+    sets = [*(sets or []), *(f"surface.{key}={value}" for key, value in given.items() if value is not None)]
     try:
-        _, experiment = read_for(checkpoints, config or target[0], config is None, [*(sets or []), *own], plugin, seeds)
+        _, experiment = read_for(checkpoints, config or target[0], config is None, sets, plugin, seeds)
     except Fault as fault:  # of options, in the words in which they were given
         raise Fault(re.sub(r"--set surface\.(\w+)=", r"--\1 ", str(fault)), fault.code) from None
     from landscape_cli.cli import progress, terminal
@@ -114,14 +127,14 @@ def surface(
     from landscape_cli.store import directions as files_of_directions
 
     runs = listed("--runs", run) if run is not None else None
-    asked = surfaces.asked_for(experiment.surface, given, directions, runs)
+    request = surfaces.request_of(experiment.surface, given, directions, runs)
     if checkpoints:
         with progress.shown(quiet) as watch:
-            session, tables = surfaces.run_checkpoints(experiment, checkpoints, asked, results, device, watch)
+            session, tables = surfaces.run_checkpoints(experiment, checkpoints, request, results, device, watch)
         show_warnings(session)
     else:
         with opened(experiment, results, device, quiet) as session:
-            tables = surfaces.run(session, asked, wait=wait)
+            tables = surfaces.run(session, request, wait=wait)
     for line in session.failures:
         terminal.warn(line)
     if json:
@@ -130,10 +143,9 @@ def surface(
         leave(["failed"] if session.failures else [])
         return
     for run_id, table in tables.items():
-        path = session.folder / "surfaces" / f"{run_id}-{asked.kind}.csv"
-        terminal.say(
-            f"{run_id}: {surfaces.summary(table, files_of_directions.facts(path.with_suffix('.safetensors')))}"
-        )
+        path = session.folder / "surfaces" / f"{run_id}-{request.kind}.csv"
+        facts = files_of_directions.facts(path.with_suffix(".safetensors"))
+        terminal.say(f"{run_id}: {surfaces.summary(request.kind, table, facts)}")
         terminal.say(f"  {path}")
     show_report(session)
     leave(["failed"] if session.failures else [])

@@ -19,6 +19,11 @@ def json_schema() -> dict[str, Any]:
     names = sorted(REGISTRY["metric"])
     one = [{"enum": names}, *(_metric_schema(name, shared) for name in names)]
     properties["metrics"] = {"anyOf": [{"enum": ["default", "all"]}, {"type": "array", "items": {"anyOf": one}}]}
+    kinds = REGISTRY["surface"].values()
+    shared["Surface"]["properties"]["kind"] |= {
+        "enum": [kind.name for kind in kinds],
+        "description": "; ".join(f"{kind.name}: {kind.summary}" for kind in kinds),
+    }
     properties["grid"] |= {"propertyNames": {"pattern": r"^((dataset|model|training)\..+|model|precision)$"}}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **root, "title": "landscape experiment"}
 

@@ -44,6 +44,12 @@ def _increasing(epochs: list[int]) -> list[int]:
     return epochs
 
 
+def _kind_of_surface(name: str) -> str:
+    if name not in REGISTRY["surface"]:
+        raise _due(f"a kind of surface ({', '.join(REGISTRY['surface'])})")
+    return name
+
+
 Precision = Literal["float32", "float64", "bfloat16"]
 Metrics = str | list[str | dict[str, dict[str, Any]]]
 
@@ -125,22 +131,18 @@ class Audit(Section):
 class Surface(Section):
     """What `landscape surface` draws."""
 
-    kind: Literal["line", "plane", "path", "trajectory", "eigen"] = Field(
-        "line",
-        description="a random line or plane through a minimum; the path to another minimum; the plane of the "
-        "snapshots' principal components; that of the Hessian's top two eigenvectors",
+    kind: Annotated[str, AfterValidator(_kind_of_surface)] = Field(
+        "line", description="what to draw: `landscape list surfaces`"
     )
     points: Annotated[int, Ge(2)] = Field(51, description="along each axis")
-    range: Positive | None = Field(
-        None, description="from -range to range (1); path: to 1 + range (0.5); trajectory: about the snapshots"
-    )
+    range: Positive | None = Field(None, description="from -range to range; each kind has its own")
     normalization: Literal["filter", "layer", "weight", "none"] = Field("filter", description="of random directions")
     ignore: Literal["biasbn", "none"] = Field("biasbn", description="biasbn leaves biases and BatchNorm where they are")
     batchnorm: Literal["fixed", "interpolate", "recompute"] | None = Field(
-        None, description="statistics off the minimum: fixed; for path and trajectory recompute"
+        None, description="statistics off the minimum; each kind has its own"
     )
     seed: Natural = Field(0, description="of the directions")
-    draws: Count | None = Field(None, description="of random directions: 3 for a line, 1 for a plane")
+    draws: Count | None = Field(None, description="of random directions; each kind has its own")
     curvature: bool = Field(False, description="the Hessian's largest and smallest eigenvalue at each point too")
     directions: str | None = Field(None, description="a .safetensors file of an earlier surface to take them from")
     runs: list[str] = Field([], description="run ids; the first run of each group")

@@ -1,123 +1,136 @@
-"""Figures and report.html of an experiment, from its tables."""
+"""Figures and report.html of an experiment: what is no longer that of the tables, the code and the libraries."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from landscape_cli import config, registry, store
+from landscape_cli import registry, store
+from landscape_cli.engine import Watch
 from landscape_cli.experiment.session import Record, Session
 from landscape_cli.registry import REGISTRY
 from landscape_cli.registry.errors import Fault, reason
-from landscape_cli.report import page as report
-from landscape_cli.report import statistics
+from landscape_cli.report import page, statistics
+from landscape_cli.report.inputs import Figure, Inputs
 
-if TYPE_CHECKING:
-    pass
-
-
-PICTURES = (
-    "training_curves",
-    "metric_by_group",
-    "metric_vs_gap",
-    "regret_by_radius",
-    "spectral_density",
-    "along_training",
-    "lines",
-    "invariance",
-    "surface_line",
-    "surface_path",
-    "surface_plane",
-    "surface_relief",
-    "surface_trajectory",
-    "surface_eigen",
-    "surface_curvature",
-    "surface_line_curvature",
-    "surface_path_curvature",
-)
+PAGE = ("runs.csv", "metrics.csv", "comparison.csv", "experiment.yaml")  # what the page reads beside the figures
+SUFFIXES = (".png", ".svg", ".html")
+Drawn = dict[str, Any]  # as in plots/.drawn: code, page, and figures: name -> its sources with their digests, its files
 
 
 def draw_of(session: Session, records: Sequence[Record]) -> None:
-    """Figures and report of a session; that they cannot be drawn is a warning, for the tables are written."""
-    try:
-        draw(session.folder, records, session.groups, session)
+    """Figures and report of a session; that some cannot be drawn is a warning, for the tables are written."""
+    failures = draw(session.folder, records, session.groups, session.watch)
+    if failures:
+        session.warnings += [*failures, f"once that is mended, draw them with `landscape report {session.folder}`"]
+    if (session.folder / "report.html").is_file():
         session.report = session.folder / "report.html"
-    except (Exception, SystemExit) as error:
-        remedy = f"run `landscape report {session.folder}`"
-        session.warnings.append(f"figures were not drawn: {reason(error)}: {remedy}")
 
 
-def draw(folder: Path, records: Sequence[Record], groups: list[str], session: Session | None = None) -> None:
-    """Figures and report.html from the tables; left alone where they were drawn from these very tables."""
-    tables = ["runs.csv", "metrics.csv", "comparison.csv", "experiment.yaml", "tables/spectral_density.csv"]
-    tables += ["invariance.csv", "tables/lines.csv"]
-    around = [str(path.relative_to(folder)) for path in sorted((folder / "surfaces").glob("*.csv"))]
-    page, stamp = folder / "report.html", folder / "plots" / ".drawn"
-    sources = [(folder / t).read_bytes() for t in (*tables, *around) if (folder / t).is_file()] + [
-        path.read_bytes() for path in sorted(Path(report.__file__).parent.iterdir()) if path.suffix in (".py", ".j2")
-    ]
-    key = hashlib.sha256(b"".join(hashlib.sha256(s).digest() for s in sources)).hexdigest()
-    if page.is_file() and stamp.is_file() and stamp.read_text() == key:
-        return
-    from landscape_cli.report import figures_curves as curves
-    from landscape_cli.report import (
-        figures_runs,  # loads matplotlib
-        figures_surface,
-    )
+def draw(folder: Path, records: Sequence[Record], groups: list[str], watch: Watch | None = None) -> list[str]:
+    """Figures and report.html from the tables; each is left alone where it was drawn from these very inputs.
 
-    if session:
-        session.watch("draw", {})
-    run_table, metric_table, spectra, moved, curve = (report.table(folder / t) for t in (*tables[:2], *tables[4:]))
-    stems = [folder / "plots" / name for name in PICTURES]
-    drawn = [
-        *figures_runs.training_curves(records, stems[0]),
-        *curves.spectral_density(spectra, run_table, groups, stems[4]),
-        *curves.lines(curve, stems[6]),
-        *curves.invariance(moved, stems[7]),
-        *figures_surface.surfaces(folder, run_table, groups),
-    ]
-    if len(metric_table):
-        drawn += [
-            *figures_runs.metric_by_group(metric_table, run_table, groups, stems[1]),
-            *figures_runs.metric_vs_gap(metric_table, run_table, stems[2]),
-            *figures_runs.regret_by_radius(metric_table, run_table, groups, stems[3]),
-            *curves.along_training(metric_table, run_table, groups, edges(folder, records), stems[5]),
-        ]
-    possible = {stem.with_suffix(kind) for stem in stems for kind in (".png", ".svg", ".html")}
-    store.remove(folder, possible.difference(drawn))  # of tables that had more to show
-    about = {name: entry.summary for name, entry in REGISTRY["metric"].items()}
-    store.write(page, report.render(folder, about, registry.same_as()))
-    store.write(stamp, key.encode())
-
-
-def edges(folder: Path, records: Sequence[Record]) -> dict[str, dict[float, str]]:
-    """Group -> the largest curvature at which its gradient descent is stable on a quadratic -> how it is computed.
-
-    2 / lr; with momentum mu 2 (1 + mu) / lr, and 2 (1 + mu) / ((1 + 2 mu) lr) for Nesterov's (Cohen et al. 2021,
-    section 2 and appendix B). One a learning rate; none for other optimizers or rates that change.
+    Returns: a line for each that could not be drawn.
     """
     try:
-        base = config.read(str(folder / "experiment.yaml")).data.get("training") or {}
-    except Fault:  # a report does without
-        base = {}
-    found: dict[str, dict[float, str]] = {}
-    for record in records:
-        swept = {k.partition(".")[2]: v for k, v in record["swept"].items() if k.startswith("training.")}
-        own = PLAIN | base | swept
-        if {k: own[k] for k in STEADY} == STEADY and isinstance(own.get("lr"), int | float):
-            mu, nesterov = own["momentum"], own["nesterov"]
-            factor = (1 + mu) / (1 + 2 * mu) if nesterov else 1 + mu
-            formula = "2(1+μ)/((1+2μ)lr)" if nesterov else "2(1+μ)/lr" if mu else "2/lr"
-            found.setdefault(str(record["group"]), {})[2 * factor / own["lr"]] = formula
-    return found
+        return _draw(Inputs(folder, records, groups), watch)
+    except (Exception, SystemExit) as error:
+        return [f"report.html: not written: {_words(error)}"]
 
 
-STEADY = {"optimizer": "sgd", "schedule": "constant", "lr_scaling": "none", "warmup_epochs": 0}
+def _draw(inputs: Inputs, watch: Watch | None) -> list[str]:
+    report, stamp, code = inputs.folder / "report.html", inputs.folder / "plots" / ".drawn", _code(inputs.groups)
+    known = _read(stamp, code)
+    if report.is_file() and known["page"] == _of_page(inputs) and _fresh(inputs, known):
+        return []
+    from landscape_cli.report.figures import figures  # loads matplotlib
+
+    if watch:
+        watch("draw", {})
+    store.remove(inputs.folder, [stamp])  # it does not vouch for what is drawn in part
+    drawn, failures, rows = dict[str, Any](), list[str](), figures()
+    for name, figure in rows.items():
+        try:
+            drawn[name] = _drawn(inputs, figure, known["figures"].get(name))
+        except (Exception, SystemExit) as error:
+            failures.append(f"figure {name}: not drawn: {_words(error)}")
+    files = {file for one in drawn.values() for file in one["files"]}
+    possible = {f"{name}{suffix}" for name in {*rows, *known["figures"]} for suffix in SUFFIXES}
+    store.remove(inputs.folder, [stamp.parent / file for file in possible - files])  # of tables that had more to show
+    about = {name: entry.summary for name, entry in REGISTRY["metric"].items()}
+    store.write(report, page.render(inputs.folder, about, registry.same_as()))
+    content = {"code": code, "page": "" if failures else _of_page(inputs), "figures": drawn}  # "": to be tried again
+    store.write(stamp, json.dumps(content, sort_keys=True).encode())
+    return failures
 
 
-PLAIN = STEADY | {"momentum": 0, "nesterov": False}
+def _words(error: BaseException) -> str:
+    return str(error) if isinstance(error, Fault) else reason(error)
+
+
+def _drawn(inputs: Inputs, figure: Figure, known: Drawn | None) -> Drawn:
+    """A figure's sources and files, drawn if that is due."""
+    sources = figure.digests(inputs)
+    if known and known["sources"] == sources and _present(inputs.folder, known):
+        return known
+    due = all(map(inputs.present, figure.sources))
+    paths = figure.draw(inputs, inputs.folder / "plots" / figure.name) if due else []
+    return {"sources": sources, "files": [path.name for path in paths]}
+
+
+def _read(stamp: Path, code: str) -> Drawn:
+    """What was drawn: of other code the files alone, which may be stale; nothing if there is no readable stamp."""
+    try:
+        known = json.loads(stamp.read_text())
+        same = known["code"] == code
+        figures = {
+            str(name): {"sources": dict(one["sources"]) if same else {}, "files": [*map(str, one["files"])]}
+            for name, one in known["figures"].items()
+        }
+        return {"page": known["page"] if same else "", "figures": figures}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {"page": "", "figures": {}}
+
+
+def _fresh(inputs: Inputs, known: Drawn) -> bool:
+    """Whether all figures are those of their sources; asked without loading what draws them."""
+    return all(
+        _present(inputs.folder, one) and all(inputs.digest(s) == digest for s, digest in one["sources"].items())
+        for one in known["figures"].values()
+    )
+
+
+def _present(folder: Path, known: Drawn) -> bool:
+    return all((folder / "plots" / file).is_file() for file in known["files"])
+
+
+def _code(groups: list[str]) -> str:
+    """Of all that every figure depends on: the report package, kinds of surface, groups, libraries that draw."""
+    files = [path for path in sorted(Path(page.__file__).parent.iterdir()) if path.suffix in (".py", ".j2")]
+    kinds = [(k.name, k.facts["title"], k.facts["caption"], k.facts["curvature"]) for k in REGISTRY["surface"].values()]
+    about = [groups, kinds, _version("matplotlib"), _version("plotly")]
+    total = hashlib.sha256(json.dumps(about).encode())
+    for path in files:
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _of_page(inputs: Inputs) -> str:
+    """Of what the page shows beside the figures."""
+    metrics = {name: entry.summary for name, entry in REGISTRY["metric"].items()}
+    shown = [*map(inputs.digest, PAGE), page.provenance(inputs.folder), metrics, registry.same_as()]
+    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
 
 def rewrite_report(folder: Path) -> Path:
@@ -131,5 +144,7 @@ def rewrite_report(folder: Path) -> Path:
         table = store.read_table(folder / "runs.csv")
         ordered = [records[i] for i in table["run_id"] if i in records]
         store.remove(folder, [folder / "plots" / ".drawn"])
-        draw(folder, ordered, statistics.group_names(store.read_table(folder / "comparison.csv")))
+        failures = draw(folder, ordered, statistics.group_names(store.read_table(folder / "comparison.csv")))
+    if failures:
+        raise Fault("\n".join(failures), code=3)
     return folder / "report.html"

@@ -21,7 +21,7 @@ from landscape_cli.experiment.snapshots import before_the_end
 from landscape_cli.metrics.hessian import hessian_bottom
 from landscape_cli.metrics.point import Point
 from landscape_cli.surface.kinds import Span
-from landscape_cli.surface.values import BatchNorm, Place
+from landscape_cli.surface.values import BatchNorm, Slice
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -40,9 +40,9 @@ class Survey:
     """What the tables of one surface are made from.
 
     Args:
-        session: told of each step.
+        session: hears of each step.
         at: the minimum.
-        lies: its directions.
+        span: its directions.
         batchnorm: statistics off the minimum.
         xy: the grid.
         parts: folder of what is finished.
@@ -52,27 +52,27 @@ class Survey:
 
     session: Session
     at: Point
-    lies: Span
+    span: Span
     batchnorm: BatchNorm
     xy: Tensor
     parts: Path
     key: str
     name: str
 
-    def places(self) -> list[Place]:
+    def slices(self) -> list[Slice]:
         """One for each draw of the directions."""
         theta = self.at.theta.double()
         sides = {"train": self.at.train, "test": self.at.test}
-        flat = [{axis: flatten(d)[0].to(theta) for axis, d in draw.items()} for draw in self.lies.draws]
-        return [Place(sides, theta, d["x"], d.get("y"), self.batchnorm, self.lies.other) for d in flat]
+        flat = [{axis: flatten(d)[0].to(theta) for axis, d in draw.items()} for draw in self.span.draws]
+        return [Slice(sides, theta, d["x"], d.get("y"), self.batchnorm, self.span.other) for d in flat]
 
     def losses(self) -> DataFrame:
         """draw, x, y, split, loss, accuracy, status."""
         rows = [
-            (draw, *point, split, *_told(*scores))
-            for draw, place in enumerate(self.places())
-            for point, both in zip(self.xy.tolist(), self._finished(draw, "", place, _scores), strict=True)
-            for split, scores in zip(place.sides, both, strict=True)
+            (draw, *point, split, *_row(*scores))
+            for draw, cut in enumerate(self.slices())
+            for point, both in zip(self.xy.tolist(), self._finished(draw, "", cut, _scores), strict=True)
+            for split, scores in zip(cut.sides, both, strict=True)
         ]
         return _frame(COLUMNS, rows)
 
@@ -80,27 +80,25 @@ class Survey:
         """draw, x, y, lambda_max, lambda_min, status, message."""
         rows = [
             (draw, *point, *found)
-            for draw, place in enumerate(self.places())
-            for point, found in zip(
-                self.xy.tolist(), self._finished(draw, "-curvature", place, curvatures), strict=True
-            )
+            for draw, cut in enumerate(self.slices())
+            for point, found in zip(self.xy.tolist(), self._finished(draw, "-curvature", cut, curvatures), strict=True)
         ]
         return _frame(CURVATURE, rows)
 
-    def _finished(self, draw: int, what: str, place: Place, how: Callable[[Place, Tensor], Rows]) -> Rows:
+    def _finished(self, draw: int, what: str, cut: Slice, how: Callable[[Slice, Tensor], Rows]) -> Rows:
         """One row a point; each part is on the disk before the next begins, and is not made twice."""
         found: Rows = []
         if draw == 0:
-            self.session.watch("measure", {"cells": len(self.xy) * len(self.lies.draws), "unit": "points"})
-        for i, some in enumerate(self.xy.split(place.together)):
+            self.session.watch("measure", {"cells": len(self.xy) * len(self.span.draws), "unit": "points"})
+        for i, some in enumerate(self.xy.split(cut.part_size)):
             engine.check()
             self.session.watch("metric", {"metric": self.name + what})
             path = self.parts / f"{self.key}-{draw}{what}-{i:05d}.json"
-            own = _kept(path)
-            if own is None:
-                own = how(place, some)
-                store.write(path, json.dumps({"rows": own, "sha256": _hash(own)}).encode())
-            found += own
+            rows = _kept(path)
+            if rows is None:
+                rows = how(cut, some)
+                store.write(path, json.dumps({"rows": rows, "sha256": _hash(rows)}).encode())
+            found += rows
             self.session.watch("cell", {"metric": self.name, "runs": len(some)})
         return found
 
@@ -119,29 +117,29 @@ def _hash(rows: Rows) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def _scores(place: Place, xy: Tensor) -> Rows:
-    rows: Rows = place.scores(xy).tolist()
+def _scores(cut: Slice, xy: Tensor) -> Rows:
+    rows: Rows = cut.scores(xy).tolist()
     return rows
 
 
-def curvatures(place: Place, xy: Tensor) -> Rows:
+def curvatures(cut: Slice, xy: Tensor) -> Rows:
     """Largest and smallest eigenvalue of the Hessian of the training loss at points (P, 2), status and message."""
-    finite = place.scores(xy)[:, 0, 0].isfinite().tolist()
+    finite = cut.scores(xy)[:, 0, 0].isfinite().tolist()
     rows: Rows = [(None, None, "undefined", "the loss is not finite") for _ in finite]
     inside = [i for i, ok in enumerate(finite) if ok]
-    size = 1 if place.convolves else max(1, len(inside))
+    size = 1 if cut.convolves else max(1, len(inside))
     for some in (inside[i : i + size] for i in range(0, len(inside), size)):
-        theta = place.points(xy[some])
-        train = place.sides["train"]
-        own = replace(train, like=train.unflatten(theta), buffers=place.buffers(theta, xy[some]))
-        at = Point(theta, own, own)
+        theta = cut.points(xy[some])
+        train = cut.sides["train"]
+        moved = replace(train, like=train.unflatten(theta), buffers=cut.buffers(theta, xy[some]))
+        at = Point(theta, moved, moved)
         low, top = hessian_bottom(at), at.ritz(1, 1e-3, 200, 0)  # which that one needed too
         late = (top.residuals[:, 0] > 1e-3 * top.values[:, 0].abs()).tolist()
         for row, i in enumerate(some):
-            said = (low.status[row], low.message[row])
+            outcome = (low.status[row], low.message[row])
             if late[row]:
-                said = ("not_converged", "lambda_max: relative residual above 1e-3 after 200 steps")
-            rows[i] = (float(top.values[row, 0]), float(low.value[row]), *said)
+                outcome = ("not_converged", "lambda_max: relative residual above 1e-3 after 200 steps")
+            rows[i] = (float(top.values[row, 0]), float(low.value[row]), *outcome)
     return rows
 
 
@@ -151,24 +149,24 @@ def snapshots(work: Survey, record: Record, settings: dict[str, Any]) -> DataFra
     The loss at each snapshot with its own BatchNorm statistics, and that at its shadow on the plane; both are in
     off_plane, the distance between the two.
     """
-    (place,), way = work.places(), work.lies.way
-    assert way is not None and place.Y is not None
-    moves = torch.cat([way - place.theta, torch.zeros_like(place.theta)])
-    xy = moves @ torch.stack([place.X, place.Y], 1)
-    off = (moves - xy @ torch.stack([place.X, place.Y])).norm(dim=1)
+    (cut,), points = work.slices(), work.span.snapshots
+    assert points is not None and cut.Y is not None
+    moves = torch.cat([points - cut.theta, torch.zeros_like(cut.theta)])
+    xy = moves @ torch.stack([cut.X, cut.Y], 1)
+    off = (moves - xy @ torch.stack([cut.X, cut.Y])).norm(dim=1)
     kept = [*before_the_end(work.session, record, settings), record]
-    rows, shadows = [], place.scores(xy.cpu()).tolist()
+    rows, shadows = [], cut.scores(xy.cpu()).tolist()
     for one, point, far, shadow in zip(kept, xy.tolist(), off.tolist(), shadows, strict=True):
         at = measure.point(work.session, [one], settings)
-        own = replace(place, sides={"train": at.train, "test": at.test}, theta=at.theta.double(), batchnorm="fixed")
-        for split, true, seen in zip(own.sides, own.scores(torch.zeros(1, 2))[0].tolist(), shadow, strict=True):
-            (*scores, status), (*projected, other) = _told(*true), _told(*seen)
+        itself = replace(cut, sides={"train": at.train, "test": at.test}, theta=at.theta.double(), batchnorm="fixed")
+        for split, true, seen in zip(itself.sides, itself.scores(torch.zeros(1, 2))[0].tolist(), shadow, strict=True):
+            (*scores, status), (*projected, other) = _row(*true), _row(*seen)
             worst = status if status != "ok" else other
             rows.append((one.get("epoch", record["epochs"]), *point, far, split, *scores, *projected, worst))
     return _frame(SNAPSHOTS, rows)
 
 
-def _told(loss: float, accuracy: float) -> tuple[float | None, float | None, str]:
+def _row(loss: float, accuracy: float) -> tuple[float | None, float | None, str]:
     """A value that is not finite is left out."""
     return (loss, accuracy, "ok") if isfinite(loss) else (None, None, "undefined")
 

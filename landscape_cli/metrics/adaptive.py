@@ -10,7 +10,7 @@ from landscape_cli.metrics.ball_maximum import Norm, Scaled, climb
 from landscape_cli.metrics.perturbation import filter_norms, filters, gaussians, resolved, seen, uniforms
 from landscape_cli.metrics.point import Estimate, Point, Split, exact
 from landscape_cli.metrics.sharpness import STILL, Draws, Solver, ascend, mean_rise, too_few
-from landscape_cli.registry import Count, Natural, Positive, metric
+from landscape_cli.registry import Count, Natural, Positive, Tolerance, metric
 
 Case = Literal["worst", "average"]
 Scope = Literal["elementwise", "filterwise"]
@@ -35,7 +35,7 @@ def adaptive_sharpness(
     split: Split = "train",
     normalize_logits: bool = False,
     draws: Draws = 32,
-    tolerance: Positive = 1e-3,
+    tolerance: Tolerance = 1e-3,
     max_steps: Count = 200,
     seed: Natural = 0,
 ) -> Estimate:

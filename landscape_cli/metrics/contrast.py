@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import cycle
 from math import prod
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from landscape_cli.curvature.sample_gradients import hessian_squares, sample_hes
 from landscape_cli.metrics.ball_maximum import climb
 from landscape_cli.metrics.point import Estimate, Point, exact, nothing
 from landscape_cli.network import memory
-from landscape_cli.registry import Count, Natural, Positive, metric
+from landscape_cli.registry import FEW, Count, Natural, Positive, Tolerance, metric
 
 DENSE = 512  # parameters up to which Hessians are taken column by column
 TINY = 1e-12  # of what its samples have: below, a block of the average is rounding, and is left out
@@ -39,6 +40,7 @@ GRAM = "inner products of all sample gradients, shared for blocks=none"
 LANCZOS = "10 to 40 Hessian products a minibatch and block"
 CLIMB = "10 to 200 gradients a minibatch and block"
 PRODUCTS = "32 Hessian products of every sample, a layer; for piecewise linear nets as contrast_fisher in blocks"
+Probes = Annotated[Count, FEW]
 Functional = Callable[[Block, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -130,7 +132,12 @@ def contrast_fisher_empirical(at: Point, *, blocks: Blocks = "none", minibatch_s
     cost=PRODUCTS,
 )
 def contrast_frobenius(
-    at: Point, *, blocks: Blocks = "none", minibatch_size: Count = 1, probes: Count = 32, seed: Natural = 0
+    at: Point,
+    *,
+    blocks: Blocks = "none",
+    minibatch_size: Count = 1,
+    probes: Probes = 32,
+    seed: Natural = 0,
 ) -> Estimate:
     """Mean squared Frobenius norm of minibatch Hessians over that of the average, E_b |H_b|_F^2 / |H|_F^2 >= 1.
 
@@ -281,7 +288,7 @@ def contrast_spectral(
     *,
     blocks: Blocks = "none",
     minibatch_size: Count = 100,
-    tolerance: Positive = 1e-2,
+    tolerance: Tolerance = 1e-2,
     max_steps: Count = 200,
     seed: Natural = 0,
 ) -> Estimate:
@@ -327,7 +334,7 @@ def contrast_sharpness(
     radius: Positive = 0.01,
     blocks: Blocks = "none",
     minibatch_size: Count = 100,
-    tolerance: Positive = 3e-2,
+    tolerance: Tolerance = 3e-2,
     max_steps: Count = 200,
     seed: Natural = 0,
 ) -> Estimate:

@@ -11,9 +11,9 @@ from torch import Tensor
 from landscape_cli.curvature import lanczos
 from landscape_cli.curvature.lanczos import Ritz
 from landscape_cli.metrics.point import DENSE, Estimate, Point, exact, nothing
-from landscape_cli.registry import Count, Natural, Positive, metric
+from landscape_cli.registry import FEW, Count, Natural, Tolerance, metric
 
-Probes = Annotated[int, Ge(12)]
+Probes = Annotated[int, Ge(12), FEW]
 LANCZOS = "Lanczos; Golub & Van Loan 2013, section 10.3"
 
 
@@ -23,7 +23,7 @@ def hessian_top(
     *,
     k: Count = 1,
     blocks: Literal["none", "layer"] = "none",
-    tolerance: Positive = 1e-3,
+    tolerance: Tolerance = 1e-3,
     max_steps: Count = 200,
     vectors: bool = False,
     seed: Natural = 0,
@@ -76,7 +76,7 @@ def _top_of_block(at: Point, name: str, tolerance: float, max_steps: int, seed: 
 
 
 @metric(invariant="permutation", source=LANCZOS, direction="none", cost="50 to 200 Hessian products")
-def hessian_bottom(at: Point, *, tolerance: Positive = 1e-2, max_steps: Count = 400, seed: Natural = 0) -> Estimate:
+def hessian_bottom(at: Point, *, tolerance: Tolerance = 1e-2, max_steps: Count = 400, seed: Natural = 0) -> Estimate:
     """Smallest eigenvalue of the Hessian of the training loss, lambda_min; below 0 at a saddle.
 
     From the dense Hessian up to 2000 parameters, beyond by Lanczos.
@@ -107,7 +107,7 @@ def _ends(at: Point, tolerance: float, max_steps: int, seed: int) -> tuple[Estim
     direction="none",
     cost="50 to 200 Hessian products, those of hessian_bottom",
 )
-def convexity_ratio(at: Point, *, tolerance: Positive = 1e-2, max_steps: Count = 400, seed: Natural = 0) -> Estimate:
+def convexity_ratio(at: Point, *, tolerance: Tolerance = 1e-2, max_steps: Count = 400, seed: Natural = 0) -> Estimate:
     """How far from convex the loss is, |lambda_min / lambda_max| of the Hessian of the training loss.
 
     Args:
@@ -194,7 +194,7 @@ def hessian_frobenius(at: Point, *, probes: Probes = 60, seed: Natural = 0) -> E
     direction="sharp",
     cost="10 to 40 Fisher products",
 )
-def ggn_top(at: Point, *, tolerance: Positive = 1e-3, max_steps: Count = 200, seed: Natural = 0) -> Estimate:
+def ggn_top(at: Point, *, tolerance: Tolerance = 1e-3, max_steps: Count = 200, seed: Natural = 0) -> Estimate:
     """Largest eigenvalue of the generalized Gauss-Newton matrix, which is the true Fisher information F.
 
     Args:

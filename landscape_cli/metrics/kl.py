@@ -18,7 +18,7 @@ from landscape_cli.curvature.conjugate_gradients import conjugate_gradients
 from landscape_cli.curvature.sample_gradients import block_means
 from landscape_cli.metrics.gradients import Many, sized
 from landscape_cli.metrics.point import Estimate, Point, exact, nothing, over_pairs, regret_of, unit
-from landscape_cli.registry import Count, Natural, Positive, metric
+from landscape_cli.registry import Count, Natural, Positive, Tolerance, metric
 
 Over = Literal["minibatches", "train_and_test"]
 Samples = Annotated[int, Ge(6)]
@@ -230,7 +230,7 @@ def regret_kl_damped(
     over: Over = "minibatches",
     inputs: Count = 64,
     damping: Positive = 1e-2,
-    tolerance: Positive = 1e-3,
+    tolerance: Tolerance = 1e-3,
     max_steps: Count = 1000,
     seed: Natural = 0,
 ) -> Estimate:

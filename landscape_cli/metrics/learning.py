@@ -14,7 +14,7 @@ from torch import Tensor
 
 from landscape_cli.metrics.perturbation import around, resolved, slopes
 from landscape_cli.metrics.point import Estimate, Point, nothing, over_draws
-from landscape_cli.registry import Count, Natural, NonNegative, Positive, metric
+from landscape_cli.registry import FEW, Count, Natural, NonNegative, Positive, metric
 
 SHARE = 0.8  # of 1 / (n beta h + gamma), the automatic step: half of it is what a stiff direction loses in a step
 LONG = 0.75  # on the digits MLP values were right up to 0.6 of stiffness, and twice as large at 1
@@ -32,8 +32,8 @@ def local_learning_coefficient(
     *,
     step: Positive | None = None,
     gamma: NonNegative | None = None,
-    chains: Annotated[int, Ge(2)] = 8,
-    draws: Annotated[int, Ge(8)] = 24,
+    chains: Annotated[int, Ge(2), FEW] = 8,
+    draws: Annotated[int, Ge(8), FEW] = 24,
     burn_in: Annotated[int, Ge(4)] = 16,
     minibatch_size: Count | None = None,
     seed: Natural = 0,

@@ -14,7 +14,7 @@ from landscape_cli.curvature.objective import Objective
 from landscape_cli.metrics.gradients import Many, sized
 from landscape_cli.metrics.kl import Over, Samples, few, partitions_of, too_large
 from landscape_cli.metrics.point import Estimate, Point, nothing, over_pairs, unit
-from landscape_cli.registry import Count, Natural, Positive, metric
+from landscape_cli.registry import Count, Natural, Positive, Tolerance, metric
 
 RADII = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
 KL_RADII = [1e-6, 1e-5, 1e-4]
@@ -37,7 +37,7 @@ def regret_exact(
     radius: list[Positive] = RADII,
     minibatch_size: Count = 10,
     minibatches: Many = 8,
-    tolerance: Positive = 1e-5,
+    tolerance: Tolerance = 1e-5,
     max_steps: Count = 2000,
     seed: Natural = 0,
 ) -> dict[str, Estimate]:
@@ -83,7 +83,7 @@ def regret_kl_exact(
     samples: Samples = 50,
     over: Over = "minibatches",
     inputs: Count = 64,
-    tolerance: Positive = 1e-6,
+    tolerance: Tolerance = 1e-6,
     max_steps: Count = 200,
     seed: Natural = 0,
 ) -> Estimate | dict[str, Estimate]:

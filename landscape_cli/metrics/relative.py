@@ -12,7 +12,7 @@ from landscape_cli.curvature.objective import Objective
 from landscape_cli.curvature.sample_gradients import backward, is_dense, layer_gradients, sample_gradients, tapped
 from landscape_cli.metrics.point import DENSE, Estimate, Point, exact, nothing, over_draws
 from landscape_cli.network import memory
-from landscape_cli.registry import Natural, metric
+from landscape_cli.registry import FEW, Natural, metric
 
 
 @metric(
@@ -65,7 +65,7 @@ def fisher_rao_empirical(at: Point) -> Estimate:
     cost="C - 1 backward passes; and `probes` Hessian products for networks that are not piecewise linear",
 )
 def relative_flatness(
-    at: Point, *, layer: str = "last", probes: Annotated[int, Ge(8)] = 64, seed: Natural = 0
+    at: Point, *, layer: str = "last", probes: Annotated[int, Ge(8), FEW] = 64, seed: Natural = 0
 ) -> Estimate:
     """Curvature of one layer relative to its weights, sum_{s,s'} <w_s, w_s'> tr(H_{s,s'}) over its neurons s.
 

@@ -12,7 +12,7 @@ from landscape_cli.curvature.lanczos import Krylov, eigenpairs_above
 from landscape_cli.curvature.sample_gradients import sample_gradients
 from landscape_cli.metrics.point import DENSE, Estimate, Point
 from landscape_cli.network import memory
-from landscape_cli.registry import Count, Natural, Positive, metric
+from landscape_cli.registry import Count, Natural, Tolerance, metric
 
 
 @metric(
@@ -27,7 +27,7 @@ def minima_scatter(
     at: Point,
     *,
     cutoff: Annotated[float, Gt(0), Lt(1)] | None = None,
-    tolerance: Positive = 1e-3,
+    tolerance: Tolerance = 1e-3,
     max_steps: Count = 2000,
     seed: Natural = 0,
 ) -> Estimate:

@@ -15,10 +15,10 @@ from landscape_cli.metrics.ball_maximum import climb
 from landscape_cli.metrics.perturbation import Target, around, gaussians, measure_of, resolved, seen
 from landscape_cli.metrics.point import Estimate, Point, Split, exact, nothing, over_draws
 from landscape_cli.network import memory
-from landscape_cli.registry import Count, Natural, Positive, metric
+from landscape_cli.registry import FEW, Count, Natural, Positive, Tolerance, metric
 
 Solver = Literal["ascent", "converged"]
-Draws = Annotated[int, Ge(8)]
+Draws = Annotated[int, Ge(8), FEW]
 Vector = np.ndarray[Any, Any]
 Slope = Callable[[Tensor], tuple[Tensor, Tensor]]
 STILL = "the gradient is 0: no direction of ascent"
@@ -153,7 +153,7 @@ def sam_sharpness(
     solver: Solver = "converged",
     split: Split = "train",
     normalize_logits: bool = False,
-    tolerance: Positive = 1e-3,
+    tolerance: Tolerance = 1e-3,
     max_steps: Count = 200,
     seed: Natural = 0,
 ) -> Estimate:
@@ -211,7 +211,7 @@ def m_sharpness(
     minibatches: Count = 100,
     solver: Solver = "ascent",
     normalize_logits: bool = False,
-    tolerance: Positive = 1e-3,
+    tolerance: Tolerance = 1e-3,
     max_steps: Count = 200,
     seed: Natural = 0,
 ) -> Estimate:

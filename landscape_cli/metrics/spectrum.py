@@ -9,9 +9,9 @@ from annotated_types import Ge
 from torch import Tensor
 
 from landscape_cli.metrics.point import DENSE, Estimate, Point, exact
-from landscape_cli.registry import Natural, Positive, metric
+from landscape_cli.registry import FEW, Natural, Positive, metric
 
-Several = Annotated[int, Ge(2)]
+Several = Annotated[int, Ge(2), FEW]
 
 
 @metric(

@@ -22,12 +22,12 @@ from landscape_cli.metrics.perturbation import (
     seen,
 )
 from landscape_cli.metrics.point import Estimate, Point, Split, exact
-from landscape_cli.registry import Natural, NonNegative, Positive, metric
+from landscape_cli.registry import FEW, Natural, NonNegative, Positive, Tolerance, metric
 
 LOWEST, HIGHEST = 1e-6, 1e3  # of sigma
 NEAR, DOUBLINGS = 2.0**-4, 14  # where rays begin, and how often their length is doubled at most
 SCAN = 4  # draws that look for the place where all draws are then asked
-Draws = Annotated[int, Ge(8)]
+Draws = Annotated[int, Ge(8), FEW]
 Rise = Callable[[Tensor], Tensor]
 
 
@@ -46,7 +46,7 @@ def pac_bayes_sharpness(
     split: Split = "train",
     normalize_logits: bool = False,
     draws: Draws = 32,
-    tolerance: Positive = 1e-3,
+    tolerance: Tolerance = 1e-3,
     seed: Natural = 0,
 ) -> Estimate:
     """Inverse square 1 / sigma^2 of the noise at which the expected error has risen by 0.1.
@@ -87,7 +87,7 @@ def pac_bayes_magnitude(
     split: Split = "train",
     normalize_logits: bool = False,
     draws: Draws = 32,
-    tolerance: Positive = 1e-3,
+    tolerance: Tolerance = 1e-3,
     seed: Natural = 0,
 ) -> Estimate:
     """The same with noise in proportion to the parameters, of standard deviation sqrt(sigma^2 theta_j^2 + eps^2).

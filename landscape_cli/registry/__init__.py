@@ -1,4 +1,5 @@
-"""What can be registered: models, datasets and metrics by decorator, with their settings; and the error users see.
+"""What can be registered, by decorator, with its settings: models, datasets, metrics, kinds of surface; and the error
+that users see.
 
 The ground floor: imports no other package of ours, neither torch nor pydantic, so that `landscape --help` is instant.
 Begin with entries.py.
@@ -7,42 +8,51 @@ Begin with entries.py.
 from landscape_cli.registry.descriptions import SHELVES, describe, needed, parts_of, type_of
 from landscape_cli.registry.entries import (
     DIRECTIONS,
+    FEW,
     NEEDS,
+    RANDOM,
     REGISTRY,
     Count,
     Direction,
     Entry,
+    InAudit,
     Invariance,
     Kind,
     Natural,
     NonNegative,
     Positive,
     Share,
+    Tolerance,
     claims,
     dataset,
     metric,
     model,
     needs,
     same_as,
+    surface,
 )
 from landscape_cli.registry.errors import Fault
 from landscape_cli.registry.plugins import load_plugins
 
 __all__ = [
     "DIRECTIONS",
+    "FEW",
     "NEEDS",
+    "RANDOM",
     "REGISTRY",
     "SHELVES",
     "Count",
     "Direction",
     "Entry",
     "Fault",
+    "InAudit",
     "Invariance",
     "Kind",
     "Natural",
     "NonNegative",
     "Positive",
     "Share",
+    "Tolerance",
     "claims",
     "dataset",
     "describe",
@@ -53,5 +63,6 @@ __all__ = [
     "needs",
     "parts_of",
     "same_as",
+    "surface",
     "type_of",
 ]

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from landscape_cli.registry.entries import Entry, Kind, claims, needs_by_setting
+from landscape_cli.registry.entries import Entry, Kind, claims, keywords, needs_by_setting
 
-SHELVES: dict[str, Kind] = {"models": "model", "datasets": "dataset", "metrics": "metric"}
+SHELVES: dict[str, Kind] = {"models": "model", "datasets": "dataset", "metrics": "metric", "surfaces": "surface"}
 
 
 def describe(entry: Entry) -> dict[str, Any]:
@@ -24,8 +24,7 @@ def describe(entry: Entry) -> dict[str, Any]:
     about["options"] = [
         {"name": p.name, "type": type_of(p.annotation), "meaning": parts.get(p.name, "")}
         | ({"default": entry.defaults[p.name]} if p.name in entry.defaults else {})
-        for p in inspect.signature(entry.function, eval_str=True).parameters.values()
-        if p.kind is p.KEYWORD_ONLY
+        for p in keywords(entry.function)
     ]
     if entry.kind == "metric":
         stated = {k: ",".join(v) for k, v in claims(entry).items()}

@@ -1,4 +1,4 @@
-"""The shelves: models, datasets and metrics, found by name, with their settings read from their signatures.
+"""The shelves: models, datasets, metrics and kinds of surface by name, their settings read from their signatures.
 
 This module imports neither torch nor pydantic when loaded, so that `landscape --help` stays instant.
 """
@@ -25,7 +25,22 @@ Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
 
-Kind = Literal["model", "dataset", "metric"]
+
+@dataclass(frozen=True)
+class InAudit:
+    """Part of a setting's annotation: the value that the audit takes in the place of a larger one.
+
+    Few draws will do there, below what an honest standard error needs, for they go along with each transform; and a
+    solver is to stop late, so that what it leaves undone does not look like a broken claim.
+    """
+
+    most: float
+
+
+FEW = InAudit(6)  # draws
+Tolerance = Annotated[float, Gt(0), InAudit(1e-7)]
+
+Kind = Literal["model", "dataset", "metric", "surface"]
 Invariance = Literal["none", "permutation", "global", "scale", "filter", "smooth", "output"]
 Direction = Literal["sharp", "flat", "none"]
 FILE = "landscape_plugin_"  # what the names of modules begin with that `--plugin FILE` makes
@@ -59,9 +74,7 @@ class Entry:
         from pydantic import ConfigDict, create_model
 
         fields: dict[str, Any] = {
-            p.name: (p.annotation, ... if p.default is p.empty else p.default)
-            for p in inspect.signature(self.function, eval_str=True).parameters.values()
-            if p.kind is p.KEYWORD_ONLY
+            p.name: (p.annotation, ... if p.default is p.empty else p.default) for p in keywords(self.function)
         }
         strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
         return create_model(self.name, __config__=strict, **fields)
@@ -74,7 +87,17 @@ class Entry:
         return own | grids
 
 
-REGISTRY: dict[Kind, dict[str, Entry]] = {"model": {}, "dataset": {}, "metric": {}}
+def keywords(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The keyword-only parameters of a function, with their annotations evaluated; those of others may need torch."""
+    scope = getattr(inspect.unwrap(function), "__globals__", {})
+    return [
+        p.replace(annotation=eval(p.annotation, scope) if isinstance(p.annotation, str) else p.annotation)
+        for p in inspect.signature(function).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    ]
+
+
+REGISTRY: dict[Kind, dict[str, Entry]] = {"model": {}, "dataset": {}, "metric": {}, "surface": {}}
 
 
 def _register(kind: Kind, **facts: Any) -> Callable[[Function], Function]:
@@ -180,3 +203,48 @@ def claims(entry: Entry) -> dict[str, list[str]]:
 def same_as() -> dict[str, str]:
     """Metric -> the metric of which it is a monotone function, for those that say so."""
     return {name: entry.facts["same"] for name, entry in REGISTRY["metric"].items() if entry.facts.get("same")}
+
+
+def surface(
+    *,
+    title: str,
+    caption: str,
+    axes: Literal[1, 2] = 1,
+    batchnorm: Literal["fixed", "recompute"] = "fixed",
+    curvature: tuple[str, str] | None = None,
+    labels: Callable[[Mapping[str, Any]], tuple[str, str]] = lambda facts: ("x", "y"),
+    note: Callable[[Mapping[str, Any]], str] = lambda facts: "",
+) -> Callable[[Function], Function]:
+    """Put `def my_kind(at: Point, *, ...) -> Span` on the shelf of kinds of surface (`landscape_cli.surface.Span`).
+
+    After `at`, the minimum, it names what else it needs: `other`, a second minimum, or `snapshots` (n, p) of the run.
+    Its keywords are the options of the section `surface` that mean something to it, with defaults of its own.
+
+    Args:
+        title: of its figure.
+        caption: of its figure.
+        axes: 1 for a line, 2 for a plane.
+        batchnorm: statistics off the minimum, unless the config says otherwise.
+        curvature: title and caption of the figure of the Hessian's eigenvalues, of a kind with one axis.
+        labels: the facts of its directions -> what x and y are.
+        note: the facts of its directions -> what the command says of them.
+    """
+
+    def put(function: Function) -> Function:
+        name, takes = function.__name__, inspect.signature(function).parameters.values()
+        first, *given = (p.name for p in takes if p.kind is not p.KEYWORD_ONLY)
+        options = {p.name: p.default for p in keywords(function)}
+        if first != "at" or {*given} - {*GIVEN} or {*options} - {*OPTIONS}:
+            due = f"def {name}(at, {', '.join(GIVEN)}, *, {', '.join(OPTIONS)}), or some of these"
+            raise Fault(f"@surface: {name}: takes {', '.join([first, *given, *options])}; due is {due}")
+        shown = {"title": title, "caption": caption, "labels": labels, "note": note}
+        bends = curvature or (f"{title}: curvature", "Largest and smallest eigenvalue of the training loss's Hessian.")
+        facts = {"axes": axes, "batchnorm": batchnorm, "needs": given, "options": options, "curvature": bends}
+        return _register("surface", **shown, **facts)(function)
+
+    return put
+
+
+GIVEN = ("other", "snapshots")  # to a kind of surface beside the minimum
+RANDOM = ("normalization", "ignore", "seed", "draws")  # options of directions that are drawn
+OPTIONS = ("range", *RANDOM)

@@ -1,4 +1,4 @@
 """Statistics of the tables (comparison, p-values), figures and report.html: made from CSV files alone.
 
-Imports `store`, `config` and `registry` only. Begin with statistics.py, then figures.py.
+Imports `audit` and what stands below it. Begin with statistics.py, then figures.py: a row a figure.
 """

@@ -6,17 +6,21 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from pandas import DataFrame
 
-from landscape_cli.report import figures_runs
-from landscape_cli.report.figures_runs import DASHED, MUTED, Look
+from landscape_cli import config
+from landscape_cli.registry.errors import Fault
+from landscape_cli.report import plotting
+from landscape_cli.report.inputs import Inputs
+from landscape_cli.report.plotting import DASHED, MUTED, Look
 from landscape_cli.report.statistics import along, told
 
 MOST = 6  # panels: as many metrics as one can follow at once
 Panel = tuple[str, str, DataFrame]  # metric, setting, rows
+STEADY = {"optimizer": "sgd", "schedule": "constant", "lr_scaling": "none", "warmup_epochs": 0}
+PLAIN = STEADY | {"momentum": 0, "nesterov": False}
 FLOOR = 1e-7  # of the largest density: a single eigenvalue among millions does not show
 
 
@@ -26,7 +30,7 @@ def epochs(ax: Axes, values: Iterable[float]) -> None:
     later = at[at > 0]
     ax.set_xlabel("epoch (passes)")
     if len(later) == 0 or later.max() < 30 * later.min() or np.median(later) > later.max() / 5:
-        figures_runs.scale(ax, "x", [0, *at], 6)
+        plotting.scale(ax, "x", [0, *at], 6)
         return
     first = 10.0 ** np.floor(log10(later.min()))
     if at[0] > 0:
@@ -36,7 +40,7 @@ def epochs(ax: Axes, values: Iterable[float]) -> None:
         ax.set_xlim(-0.2 * first, 1.3 * later.max())
     ticks = [first * 10**k for k in range(12) if first * 10**k <= later.max() * 1.2]
     ax.xaxis.set(major_locator=FixedLocator([0.0] * bool(at[0] == 0) + ticks), minor_locator=NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(figures_runs.tick))
+    ax.xaxis.set_major_formatter(FuncFormatter(plotting.tick))
 
 
 def along_training(
@@ -54,28 +58,28 @@ def along_training(
     Returns: the files written, none if nothing was measured at snapshots.
     """
     table = along(metrics, runs)
-    shown = ordered(figures_runs.by_setting(table[table["group"].isin(groups)]))
+    shown = ordered(plotting.by_setting(table[table["group"].isin(groups)]))
     if not shown:
         return []
-    style, drawn = figures_runs.looks(groups), min(len(shown), MOST)
-    with figures_runs.styled():
+    style, drawn = plotting.looks(groups), min(len(shown), MOST)
+    with plotting.styled():
         per_row = 3 if drawn > 4 else min(drawn, 2)
-        figure, axes = figures_runs.panels(drawn, 3.2 if drawn < 3 else 2.6, per_row)
+        figure, axes = plotting.panels(drawn, 3.2 if drawn < 3 else 2.6, per_row)
         formulas: list[str] = []
         for ax, (metric, setting, part) in zip(axes, shown, strict=False):
             for _, run in part.groupby("run_id", sort=False):
                 line(ax, run, style[run["group"].iloc[0]])
             tops = top_edges(metric, setting, part, edges)
-            figures_runs.heights(ax, np.array([*part["value"], *(edge for edge, _ in tops)]), [])
+            plotting.heights(ax, np.array([*part["value"], *(edge for edge, _ in tops)]), [])
             epochs(ax, part["epoch"])
             dashes(ax, tops, style)
             formulas += [formula for _, formula in tops]
-            figures_runs.panel_title(ax, metric, setting)
+            plotting.panel_title(ax, metric, setting)
         dashed = [Line2D([], [], color=MUTED, ls=DASHED, label=f"dashed: {f}") for f in dict.fromkeys(formulas)]
-        figures_runs.legend(figure, style, lines=True, extra=dashed)
+        plotting.legend(figure, style, lines=True, extra=dashed)
         text = "line: a run; dot: its minimum; vertical axis: the metric's value in its own unit"
-        figures_runs.note(figure, text if len(shown) <= MOST else f"{text}; first {MOST} of {len(shown)} panels")
-        return figures_runs.save(figure, stem)
+        plotting.note(figure, text if len(shown) <= MOST else f"{text}; first {MOST} of {len(shown)} panels")
+        return plotting.save(figure, stem)
 
 
 def ordered(panels: list[Panel]) -> list[Panel]:
@@ -99,11 +103,33 @@ def top_edges(
     parts, found = told(setting), dict[tuple[float, str], list[str]]()
     if metric != "hessian_top" or parts.get("rank", "1") != "1" or "block" in parts:
         return found
-    limit = part["value"].max() * (30 if figures_runs.spans_decades(part["value"]) else 3)
+    limit = part["value"].max() * (30 if plotting.spans_decades(part["value"]) else 3)
     for group in dict.fromkeys(part["group"]):
         for edge, formula in edges.get(group, {}).items():
             if edge <= limit:
                 found.setdefault((edge, formula), []).append(group)
+    return found
+
+
+def edges(inputs: Inputs) -> dict[str, dict[float, str]]:
+    """Group -> the largest curvature at which its gradient descent is stable on a quadratic -> how it is computed.
+
+    2 / lr; with momentum mu 2 (1 + mu) / lr, and 2 (1 + mu) / ((1 + 2 mu) lr) for Nesterov's (Cohen et al. 2021,
+    section 2 and appendix B). One a learning rate; none for other optimizers or rates that change.
+    """
+    try:
+        base = config.read(str(inputs.folder / "experiment.yaml")).data.get("training") or {}
+    except Fault:  # a report does without
+        base = {}
+    found: dict[str, dict[float, str]] = {}
+    for record in inputs.records:
+        swept = {k.partition(".")[2]: v for k, v in record["swept"].items() if k.startswith("training.")}
+        training = PLAIN | base | swept
+        if {k: training[k] for k in STEADY} == STEADY and isinstance(training.get("lr"), int | float):
+            mu, nesterov = training["momentum"], training["nesterov"]
+            factor = (1 + mu) / (1 + 2 * mu) if nesterov else 1 + mu
+            formula = "2(1+μ)/((1+2μ)lr)" if nesterov else "2(1+μ)/lr" if mu else "2/lr"
+            found.setdefault(str(record["group"]), {})[2 * factor / training["lr"]] = formula
     return found
 
 
@@ -117,7 +143,7 @@ def dashes(ax: Axes, edges: Mapping[tuple[float, str], list[str]], style: Mappin
         ax.axhline(edge, color=color, lw=1.1, ls=DASHED)
         (height,) = (place([edge]) - low) / (high - low)
         if all(abs(height - other) > 0.06 for other in taken):  # a line of text
-            text, at = f"{formula} = {figures_runs.tick(float(f'{edge:.3g}'))}", ("axes fraction", "data")
+            text, at = f"{formula} = {plotting.tick(float(f'{edge:.3g}'))}", ("axes fraction", "data")
             beside = ax.annotate(text, (1, edge), xytext=(3, 0), xycoords=at, textcoords="offset points", va="center")
             beside.set(color=color, fontsize=7)
             taken.append(height)
@@ -140,17 +166,15 @@ def spectral_density(curves: DataFrame, runs: DataFrame, groups: list[str], stem
     shown = [(setting, part) for setting, part in table.groupby("setting", sort=False)][:MOST]
     if not shown:
         return []
-    style = figures_runs.looks(groups)
-    with figures_runs.styled():
-        figure, axes = figures_runs.panels(len(shown), 3.4, per_row=min(2, len(shown)))
+    style = plotting.looks(groups)
+    with plotting.styled():
+        figure, axes = plotting.panels(len(shown), 3.4, per_row=min(2, len(shown)))
         for ax, (setting, part) in zip(axes, shown, strict=True):
             density_panel(ax, part, style)
-            figures_runs.panel_title(ax, "spectral_density", str(setting))
-        figures_runs.legend(figure, style, lines=True)
-        figures_runs.note(
-            figure, "thin line: a run; thick line: mean over the runs of a group; the area under each is 1"
-        )
-        return figures_runs.save(figure, stem)
+            plotting.panel_title(ax, "spectral_density", str(setting))
+        plotting.legend(figure, style, lines=True)
+        plotting.note(figure, "thin line: a run; thick line: mean over the runs of a group; the area under each is 1")
+        return plotting.save(figure, stem)
 
 
 def density_panel(ax: Axes, part: DataFrame, style: Mapping[str, Look]) -> None:
@@ -168,83 +192,6 @@ def density_panel(ax: Axes, part: DataFrame, style: Mapping[str, Look]) -> None:
         if on_grid:
             ax.plot(grid, np.mean(on_grid, 0), color=look.color, lw=1.7)
     ax.set(yscale="log", ylim=(highest * FLOOR, highest * 2), xlabel="eigenvalue", ylabel="density")
-    figures_runs.scale(ax, "x", [*grid[[0, -1]], 0.0], 7)  # never log: some are negative
+    plotting.scale(ax, "x", [*grid[[0, -1]], 0.0], 7)  # never log: some are negative
     ax.yaxis.set(major_locator=LogLocator(numticks=9), minor_locator=NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(figures_runs.tick))
-
-
-VERDICTS = {"holds": "#2f855a", "broken": "#c53030", "unresolved": "#b7791f"}
-
-
-def lines(table: DataFrame, stem: Path) -> list[Path]:
-    """The loss along a line through a minimum and its images of equal outputs, without and with filter normalization.
-
-    Args:
-        table: tables/lines.csv, or an empty table.
-        stem: path without suffix.
-    Returns: the files written.
-    """
-    if not len(table):
-        return []
-    table = table[table["run_id"] == table["run_id"].iloc[0]]
-    style = figures_runs.looks(list(dict.fromkeys(table["image"])))
-    with figures_runs.styled():
-        figure = Figure(figsize=(figures_runs.WIDTH, 3.4), layout="constrained")
-        axes = figure.subplots(1, 2, sharey=True)
-        for ax, (kind, title) in zip(axes, LINES.items(), strict=True):
-            for name, own in table[table["normalization"] == kind].groupby("image", sort=False):
-                top = own["hessian_top"].iloc[0]
-                label = f"{name}, hessian_top {top:.3g}"
-                wide, dash = (3.0, "-") if name == "minimum" else (1.3, DASHED if name != "smooth_sinh" else "-")
-                ax.plot(own["x"], own["train_loss"], color=style[str(name)].color, lw=wide, ls=dash, label=label)
-            ax.set(xlabel="x, steps along the direction", title=title, yscale="log")
-        axes[0].set_ylabel("training loss (nats)")
-        axes[1].legend(frameon=False, fontsize=7.5, loc="upper center")
-        return figures_runs.save(figure, stem)
-
-
-LINES = {"none": "one direction, as it is drawn", "filter": "each filter of it as long as the minimum's own"}
-
-
-def invariance(table: DataFrame, stem: Path) -> list[Path]:
-    """Heatmap of invariance.csv: metrics down, worst first, transforms across; the colour is the ratio's size.
-
-    Args:
-        table: invariance.csv, or an empty table.
-        stem: path without suffix.
-    Returns: the files written.
-    """
-    from landscape_cli.audit.table import TRANSFORMS, heading, worst_first
-
-    table = table[table["transform"].isin(TRANSFORMS)] if len(table) else table
-    if not len(table):
-        return []
-    table = table[table["run_id"] == table["run_id"].iloc[0]]
-    table = table[table["verdict"] != "not applicable"]
-    if not len(table):
-        return []
-    columns = list(dict.fromkeys(zip(table["transform"], table["strength"], strict=True)))
-    names = worst_first(table)
-    cells = {(r["metric"], r["setting"], r["transform"], r["strength"]): r for r in table.to_dict("records")}
-    sizes = np.full((len(names), len(columns)), np.nan)
-    with figures_runs.styled():
-        figure = Figure(figsize=(figures_runs.WIDTH, 1.2 + 0.19 * len(names)), layout="constrained")
-        ax = figure.subplots()
-        for i, name in enumerate(names):
-            for j, column in enumerate(columns):
-                row = cells.get((*name, *column))
-                if row is None or row["ratio"] != row["ratio"]:
-                    continue
-                sizes[i, j] = min(4.0, abs(log10(abs(row["ratio"])))) if row["ratio"] else 4.0
-                word = "holds" if row["verdict"] == "holds" else f"{row['ratio']:.3g}"
-                dark = sizes[i, j] > 2.4
-                color = "white" if dark else VERDICTS.get(row["verdict"], figures_runs.INK)
-                ax.text(j, i, word, ha="center", va="center", fontsize=6.5, color=color)
-        ax.grid(False)
-        image = ax.imshow(sizes, cmap="Oranges", vmin=0, vmax=4, aspect="auto")
-        ax.set_xticks(range(len(columns)), [heading(*c) for c in columns])
-        ax.set_yticks(range(len(names)), [f"{m} ({s})" if s else m for m, s in names], fontsize=6.5)
-        ax.xaxis.tick_top()
-        bar = figure.colorbar(image, ax=ax, shrink=0.5, aspect=40, pad=0.01)
-        bar.set_label("|log10 (after / before)|")
-        return figures_runs.save(figure, stem)
+    ax.yaxis.set_major_formatter(FuncFormatter(plotting.tick))

@@ -3,58 +3,132 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sized
+from functools import partial
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Canvas
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter
 from pandas import DataFrame, Series
 
+from landscape_cli.registry import REGISTRY, Entry
 from landscape_cli.registry.errors import Fault
-from landscape_cli.report import figures_runs
-from landscape_cli.report.figures_runs import DASHED, Look
+from landscape_cli.report import plotting
+from landscape_cli.report.inputs import Figure, Inputs
+from landscape_cli.report.plotting import DASHED, Look
 from landscape_cli.store import directions
 from landscape_cli.store.files import write_many
 from landscape_cli.store.tables import read_table
 
 Tables = Mapping[str, DataFrame]  # run id -> its surface
 LEVELS = 14
+RELIEF = "plane"  # the kind that is shown from the side too
 NEEDED = {"": ["draw", "x", "y", "split", "loss", "accuracy"], "snapshots": ["epoch", "x", "y", "split"]}
 NEEDED |= {"curvature": ["draw", "x", "y", "lambda_max", "lambda_min"]}
 
 
-def surfaces(folder: Path, runs: DataFrame, groups: list[str]) -> list[Path]:
-    """All figures of surfaces/*.csv of an experiment's folder; the files written."""
-    group_of = {} if not len(runs) else dict(zip(runs["run_id"], runs["group"], strict=True))
-    drawn = []
-    place, maps, what = folder / "plots", dict[str, DataFrame](), dict[str, tuple[str, str]]()
-    order = list(group_of)
-    for kind in ("line", "path", "plane", "trajectory", "eigen"):
-        tables = _read(folder, kind, order)
-        facts = {r: directions.facts(folder / "surfaces" / f"{r}-{kind}.safetensors") for r in tables}
-        bends = _read(folder, f"{kind}-curvature", order)
-        if kind in ("line", "path"):
-            drawn += bending(bends, group_of, groups, place / f"surface_{kind}_curvature")
-            ends = {run_id: str(known.get("to", "")) for run_id, known in facts.items()}
-            if kind == "path":
-                tables = {run_id: table for run_id, table in tables.items() if ends[run_id] in group_of}
-                ends = {run_id: ends[run_id] for run_id in tables}
-            drawn += curves(tables, group_of, groups, ends if kind == "path" else {}, place / f"surface_{kind}")
-            continue
-        labels = {run_id: _axes(known) for run_id, known in facts.items()}
-        ways = _read(folder, f"{kind}-snapshots", order)
-        drawn += contours(tables, group_of, place / f"surface_{kind}", labels, ways)
-        maps |= {f"{r} {kind}": t for r, t in bends.items()}
-        what |= {f"{r} {kind}": axes for r, axes in labels.items()}
-        if kind == "plane":
-            drawn += relief(tables, group_of, place / "surface_relief")
-            drawn += interactive(tables, group_of, place / "surface_relief.html")
-    return drawn + curvature_maps(maps, group_of, what, place / "surface_curvature")
+def figures() -> list[Figure]:
+    """A figure for each kind of surface, and those of the Hessian's eigenvalues on them, in the order of the page."""
+    maps = Figure(
+        "surface_curvature",
+        ("runs.csv", "surfaces/*-curvature.csv"),
+        _maps,
+        "How convex the loss is about minima",
+        "|λ_min / λ_max| of the Hessian of the training loss over a plane (Li et al. 2018, section 6): dark where "
+        "negative curvature is small beside the positive one.",
+        ("surfaces/*.safetensors",),
+    )
+    one, two = ([kind for kind in REGISTRY["surface"].values() if kind.facts["axes"] == n] for n in (1, 2))
+    return [*map(_losses, one), *chain(*map(_plane_figures, two)), maps, *map(_bends, one)]
+
+
+def _losses(kind: Entry) -> Figure:
+    """The loss on a kind of surface."""
+    draw = _draw_curves if kind.facts["axes"] == 1 else _draw_contours
+    table, files = f"surfaces/*-{kind.name}.csv", f"surfaces/*-{kind.name}"
+    more = f"{files}.safetensors", f"{files}-snapshots.csv"
+    shown = kind.facts["title"], kind.facts["caption"]
+    return Figure(f"surface_{kind.name}", ("runs.csv", table), partial(draw, kind), *shown, more)
+
+
+def _plane_figures(kind: Entry) -> list[Figure]:
+    """From above; random planes also from the side."""
+    if kind.name != RELIEF:
+        return [_losses(kind)]
+    sources, title = ("runs.csv", f"surfaces/*-{kind.name}.csv"), "The same planes from the side"
+    side = Figure("surface_relief", sources, _draw_relief, title, "The logarithm of the training loss as height.")
+    return [_losses(kind), side]
+
+
+def _bends(kind: Entry) -> Figure:
+    """The Hessian's eigenvalues on a kind of line."""
+    sources = ("runs.csv", f"surfaces/*-{kind.name}-curvature.csv")
+    return Figure(f"surface_{kind.name}_curvature", sources, partial(_draw_bends, kind), *kind.facts["curvature"])
+
+
+def _group_of(inputs: Inputs) -> dict[str, str]:
+    """Run id -> its group."""
+    return dict(zip(inputs.runs["run_id"], inputs.runs["group"].astype(str), strict=True))
+
+
+def _facts(inputs: Inputs, run_id: str, kind: Entry) -> dict[str, Any]:
+    return directions.facts(inputs.folder / "surfaces" / f"{run_id}-{kind.name}.safetensors")
+
+
+def _labels(inputs: Inputs, tables: Tables, kind: Entry) -> dict[str, tuple[str, str]]:
+    """Run id -> what x and y are; plain where the directions are not known."""
+    known = {run_id: _facts(inputs, run_id, kind) for run_id in tables}
+    return {run_id: kind.facts["labels"](facts) if facts else ("x", "y") for run_id, facts in known.items()}
+
+
+def _draw_curves(kind: Entry, inputs: Inputs, stem: Path) -> list[Path]:
+    group_of = _group_of(inputs)
+    tables, ends = _read(inputs.folder, kind.name, list(group_of)), dict[str, str]()
+    if "other" in kind.facts["needs"]:
+        ends = {run_id: str(_facts(inputs, run_id, kind).get("to", "")) for run_id in tables}
+        ends = {run_id: end for run_id, end in ends.items() if end in group_of}
+        tables = {run_id: tables[run_id] for run_id in ends}
+    return curves(tables, group_of, inputs.groups, ends, stem)
+
+
+def _draw_contours(kind: Entry, inputs: Inputs, stem: Path) -> list[Path]:
+    group_of = _group_of(inputs)
+    tables = _read(inputs.folder, kind.name, list(group_of))
+    ways = _read(inputs.folder, f"{kind.name}-snapshots", list(group_of))
+    return contours(tables, group_of, stem, _labels(inputs, tables, kind), ways)
+
+
+def _draw_relief(inputs: Inputs, stem: Path) -> list[Path]:
+    group_of = _group_of(inputs)
+    tables = _read(inputs.folder, RELIEF, list(group_of))
+    return relief(tables, group_of, stem) + interactive(tables, group_of, stem.with_suffix(".html"))
+
+
+def _maps(inputs: Inputs, stem: Path) -> list[Path]:
+    group_of, tables, labels = _group_of(inputs), dict[str, DataFrame](), dict[str, tuple[str, str]]()
+    for kind in (kind for kind in REGISTRY["surface"].values() if kind.facts["axes"] == 2):
+        found = _read(inputs.folder, f"{kind.name}-curvature", list(group_of))
+        tables |= {f"{run_id} {kind.name}": table for run_id, table in found.items()}
+        labels |= {f"{run_id} {kind.name}": names for run_id, names in _labels(inputs, found, kind).items()}
+    return curvature_maps(tables, group_of, labels, stem)
+
+
+def _draw_bends(kind: Entry, inputs: Inputs, stem: Path) -> list[Path]:
+    group_of = _group_of(inputs)
+    return bending(_read(inputs.folder, f"{kind.name}-curvature", list(group_of)), group_of, inputs.groups, stem)
+
+
+def _looks(tables: Tables, group_of: Mapping[str, str], groups: list[str]) -> tuple[dict[str, Look], dict[str, Look]]:
+    """Name -> how it is drawn, for the legend; run id -> how it is drawn: as its group, or alone if that is none."""
+    name_of = {run_id: group_of[run_id] if group_of.get(run_id) in groups else run_id for run_id in tables}
+    named = plotting.looks([*(g for g in groups if g in name_of.values()), *(r for r in tables if name_of[r] == r)])
+    return named, {run_id: named[name] for run_id, name in name_of.items()}
 
 
 def _read(folder: Path, what: str, order: list[str]) -> dict[str, DataFrame]:
@@ -68,15 +142,6 @@ def _read(folder: Path, what: str, order: list[str]) -> dict[str, DataFrame]:
                 f"{paths[run_id]}: has no column {', '.join(lacking)}: make it again with the command that wrote it"
             )
     return tables
-
-
-def _axes(facts: Mapping[str, Any]) -> tuple[str, str]:
-    """What x and y of a plane are."""
-    if shares := facts.get("explained_variance"):
-        return f"1st component ({shares[0]:.1%} of the variance)", f"2nd component ({shares[1]:.1%})"
-    if values := facts.get("eigenvalues"):
-        return f"1st eigenvector (eigenvalue {values[0]:.3g})", f"2nd eigenvector ({values[1]:.3g})"
-    return "x", "y"
 
 
 def curves(
@@ -94,15 +159,13 @@ def curves(
     """
     if not tables:
         return []
-    names = [g for g in groups if g in {group_of.get(r, r) for r in tables}] or list(tables)
-    style = figures_runs.looks(names)
-    with figures_runs.styled():
-        figure, axes = figures_runs.panels(2, 3.1, 2)
+    style, looks = _looks(tables, group_of, groups)
+    with plotting.styled():
+        figure, axes = plotting.panels(2, 3.1, 2)
         for run_id, table in tables.items():
-            look = style.get(group_of.get(run_id, run_id), next(iter(style.values())))
             for ax, quantity in zip(axes, ("loss", "accuracy"), strict=True):
                 for split, dash in (("train", "-"), ("test", DASHED)):
-                    _band(ax, table[table["split"] == split], quantity, look, dash)
+                    _band(ax, table[table["split"] == split], quantity, looks[run_id], dash)
         for ax, title in zip(axes, ("loss (nats)", "accuracy (share)"), strict=True):
             ax.set(title=title, xlabel=_from_to(ends, group_of) if ends else "x, steps along the direction")
         lowest = min(float(t["loss"].min()) for t in tables.values())
@@ -111,11 +174,11 @@ def curves(
             axes[0].set_yscale("log")
         axes[1].set_ylim(-0.02, 1.02)
         if not ends:
-            figures_runs.legend(figure, style, lines=True)
+            plotting.legend(figure, style, lines=True)
         draws = max(int(t["draw"].max()) + 1 for t in tables.values())
         band = f"; mean and range over {draws} directions" if draws > 1 else ""
-        figures_runs.note(figure, f"solid: training set, dashed: test set{band}")
-        return figures_runs.save(figure, stem)
+        plotting.note(figure, f"solid: training set, dashed: test set{band}")
+        return plotting.save(figure, stem)
 
 
 def _from_to(ends: Mapping[str, str], group_of: Mapping[str, str]) -> str:
@@ -156,8 +219,8 @@ def contours(
         return []
     every = np.concatenate(finite)
     levels = np.geomspace(every.min(), every.max() * 1.0001, LEVELS)
-    with figures_runs.styled():
-        figure, axes = figures_runs.panels(len(planes), 3.3, _per_row(planes))
+    with plotting.styled():
+        figure, axes = plotting.panels(len(planes), 3.3, _per_row(planes))
         for ax, (run_id, (x, y, z)) in zip(axes, planes.items(), strict=True):
             z = np.ma.masked_invalid(np.maximum(z, every.min()))  # a loss of 0 has no logarithm
             image = ax.contourf(x, y, z, levels=levels, norm=LogNorm(), cmap="viridis")
@@ -168,18 +231,18 @@ def contours(
             ax.set(xlabel=xlabel, ylabel=ylabel, aspect="auto" if ways else "equal")
             if ways and run_id in ways:
                 _way(ax, ways[run_id])
-            figures_runs.panel_title(ax, group_of.get(run_id, run_id), run_id)
+            plotting.panel_title(ax, group_of.get(run_id, run_id), run_id)
         bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02, format=FuncFormatter(_short))
         bar.set_label("training loss (nats), log scale")
-        return figures_runs.save(figure, stem)
+        return plotting.save(figure, stem)
 
 
 def _way(ax: Axes, table: DataFrame) -> None:
     """A run's snapshots on the plane, their epochs beside them where there is room."""
-    own = table[table["split"] == "train"]
-    ax.plot(own["x"], own["y"], color="crimson", marker="o", ms=2.5, lw=1)
+    train = table[table["split"] == "train"]
+    ax.plot(train["x"], train["y"], color="crimson", marker="o", ms=2.5, lw=1)
     extent, last = np.array([np.ptp(ax.get_xlim()), np.ptp(ax.get_ylim())]), np.full(2, np.inf)
-    for epoch, x, y in zip(own["epoch"], own["x"], own["y"], strict=True):
+    for epoch, x, y in zip(train["epoch"], train["x"], train["y"], strict=True):
         if np.linalg.norm((np.array([x, y]) - last) / extent) > 0.06:
             text = ax.annotate(
                 f"{epoch:.0f}", (x, y), color="crimson", fontsize=7, xytext=(3, 3), textcoords="offset points"
@@ -203,19 +266,19 @@ def curvature_maps(
     planes = {key: _plane(table.assign(split="train", ratio=_ratio(table)), "ratio") for key, table in tables.items()}
     if not any(np.isfinite(z).any() for _, _, z in planes.values()):
         return []
-    with figures_runs.styled():
-        figure, axes = figures_runs.panels(len(planes), 3.3, _per_row(planes))
+    with plotting.styled():
+        figure, axes = plotting.panels(len(planes), 3.3, _per_row(planes))
         for ax, (key, (x, y, z)) in zip(axes, planes.items(), strict=True):
             image = ax.pcolormesh(x, y, np.ma.masked_invalid(z), vmin=0, vmax=1, cmap="viridis", shading="nearest")
             ax.plot(0, 0, marker="+", color="white", ms=7)
+            run_id, kind = key.split(" ")
             xlabel, ylabel = labels.get(key, ("x", "y"))
             ax.locator_params(nbins=6)
-            ax.set(xlabel=xlabel, ylabel=ylabel, aspect="auto" if key.endswith("trajectory") else "equal")
-            run_id, kind = key.split(" ")
-            figures_runs.panel_title(ax, f"{group_of.get(run_id, run_id)}, {kind}", run_id)
+            ax.set(xlabel=xlabel, ylabel=ylabel, aspect=_aspect(kind))
+            plotting.panel_title(ax, f"{group_of.get(run_id, run_id)}, {kind}", run_id)
         bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02, extend="max")
         bar.set_label("|λ_min / λ_max| of the Hessian; 0: convex")
-        return figures_runs.save(figure, stem)
+        return plotting.save(figure, stem)
 
 
 def bending(tables: Tables, group_of: Mapping[str, str], groups: list[str], stem: Path) -> list[Path]:
@@ -230,16 +293,21 @@ def bending(tables: Tables, group_of: Mapping[str, str], groups: list[str], stem
     """
     if not tables:
         return []
-    style = figures_runs.looks([g for g in groups if g in {group_of[r] for r in tables}])
-    with figures_runs.styled():
-        figure, axes = figures_runs.panels(2, 3.1, 2)
+    style, looks = _looks(tables, group_of, groups)
+    with plotting.styled():
+        figure, axes = plotting.panels(2, 3.1, 2)
         for run_id, table in tables.items():
             for ax, quantity in zip(axes, ("lambda_max", "lambda_min"), strict=True):
-                _band(ax, table, quantity, style[group_of[run_id]], "-")
+                _band(ax, table, quantity, looks[run_id], "-")
         for ax, title in zip(axes, ("λ_max of the Hessian", "λ_min of the Hessian"), strict=True):
             ax.set(title=title, xlabel="x, steps along the direction")
-        figures_runs.legend(figure, style, lines=True)
-        return figures_runs.save(figure, stem)
+        plotting.legend(figure, style, lines=True)
+        return plotting.save(figure, stem)
+
+
+def _aspect(kind: str) -> Literal["auto", "equal"]:
+    """A plane that is fitted to snapshots may be long and narrow."""
+    return "auto" if "snapshots" in REGISTRY["surface"][kind].facts["needs"] else "equal"
 
 
 def _ratio(table: DataFrame) -> Series:
@@ -256,9 +324,9 @@ def relief(tables: Tables, group_of: Mapping[str, str], stem: Path) -> list[Path
     if not planes or not any(np.isfinite(h).any() for h in heights.values()):
         return []
     low, high = (f([f(h[np.isfinite(h)]) for h in heights.values()]) for f in (np.min, np.max))
-    with figures_runs.styled():
+    with plotting.styled():
         per_row = min(len(planes), _per_row(planes))
-        figure = Figure(figsize=(figures_runs.WIDTH, 3.4 * -(-len(planes) // per_row)), layout="constrained")
+        figure = Canvas(figsize=(plotting.WIDTH, 3.4 * -(-len(planes) // per_row)), layout="constrained")
         for i, (run_id, (x, y, _)) in enumerate(planes.items()):
             ax = figure.add_subplot(-(-len(planes) // per_row), per_row, i + 1, projection="3d")
             X, Y = np.meshgrid(x, y)
@@ -266,7 +334,7 @@ def relief(tables: Tables, group_of: Mapping[str, str], stem: Path) -> list[Path
             ax.set(xlabel="x", ylabel="y", zlabel="log10 loss", zlim=(low, high))
             ax.locator_params(nbins=5)
             ax.set_title(group_of.get(run_id, run_id), fontsize=9)
-        return figures_runs.save(figure, stem)
+        return plotting.save(figure, stem)
 
 
 def _per_row(planes: Sized) -> int:
@@ -296,7 +364,7 @@ def interactive(tables: Tables, group_of: Mapping[str, str], path: Path) -> list
 
 
 def _short(value: float, _: object = None) -> str:
-    return figures_runs.tick(float(f"{value:.2g}"))
+    return plotting.tick(float(f"{value:.2g}"))
 
 
 def _plane(table: DataFrame, values: str = "loss") -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from pandas import DataFrame, Series, isna
 
 from landscape_cli.registry.errors import Fault
+from landscape_cli.report.inputs import table
 from landscape_cli.report.statistics import (
     ALPHA,
     NO_NAMES,
@@ -26,95 +27,12 @@ from landscape_cli.report.statistics import (
     t_interval,
 )
 from landscape_cli.store.columns import OUTCOMES, RUN_COLUMNS, SWEPT, TYPES
-from landscape_cli.store.tables import read_table
 
-CAPTIONS = {  # plot's stem: title, what it shows; in the order of the page
-    "metric_by_group": (
-        "Metrics by group",
-        "Each dot is a run; the bar beside it is the group's mean and 95 % interval.",
-    ),
-    "metric_vs_gap": (
-        "Metrics against the generalization gap",
-        "Each dot is a run. A metric that predicts generalization orders the dots: rho (Spearman) near 1 or -1. Groups "
-        "that merely lie apart give a high rho too; `landscape rank` tells the two cases apart.",
-    ),
-    "regret_by_radius": (
-        "How far the linear formula holds",
-        "The regret R says how much worse the best step for one minibatch is on another minibatch than that one's own "
-        "best step. Solid: R of the exact best steps within a radius, per unit of radius; mean and 95 % interval over "
-        "the runs of a group. Dashed: the first-order formula, which takes the loss for linear. Where the two part is "
-        "how far one may walk from the minimum before the linear formula misjudges the regret.",
-    ),
-    "invariance": (
-        "What a change of parameters that changes nothing does to each metric",
-        "Metrics down, those that move furthest first; transforms across; in each cell the value after it, in parts of "
-        "the value before. All but logits leave the network's function as it is. Green: the metric claims to survive, "
-        "and does within the tolerance of its row; red: it claims, and does not.",
-    ),
-    "surface_line": (
-        "The loss around minima",
-        "Loss and accuracy along random lines through a minimum of each group, each filter of the direction as long as "
-        "the minimum's own unless other directions were asked for (Li et al. 2018); x in parts of that length.",
-    ),
-    "surface_path": (
-        "From one minimum to another",
-        "Loss and accuracy on the straight line from the minimum at x = 0 to that at x = 1; statistics of BatchNorm "
-        "computed anew at every point unless the config says otherwise.",
-    ),
-    "surface_plane": (
-        "Planes through minima",
-        "Training loss on a random plane through a minimum (+) of each group, one scale of colours for all.",
-    ),
-    "surface_relief": ("The same planes from the side", "The logarithm of the training loss as height."),
-    "surface_trajectory": (
-        "The way of a run",
-        "Training loss on the plane of the two principal components of a run's snapshots (Li et al. 2018, section 7), "
-        "with the snapshots' shadows on it (by epoch) and the minimum (+). What the plane leaves out is "
-        "in surfaces/*-snapshots.csv: each snapshot's own loss beside that of its shadow.",
-    ),
-    "surface_eigen": (
-        "The sharpest plane",
-        "Training loss on the plane of the two eigenvectors of the Hessian with the largest eigenvalues, x and y in "
-        "units of parameters.",
-    ),
-    "surface_curvature": (
-        "How convex the loss is about minima",
-        "|λ_min / λ_max| of the Hessian of the training loss over a plane (Li et al. 2018, section 6): dark where "
-        "negative curvature is small beside the positive one.",
-    ),
-    "surface_line_curvature": (
-        "Curvature along lines",
-        "Largest and smallest eigenvalue of the Hessian of the training loss along random lines through minima.",
-    ),
-    "surface_path_curvature": (
-        "Curvature from one minimum to another",
-        "Largest and smallest eigenvalue of the Hessian of the training loss on the line from x = 0 to x = 1.",
-    ),
-    "lines": (
-        "The same function, sharp and flat",
-        "Loss along a random line through a minimum and through images of it that compute the same function. Left: in "
-        "one direction, the image whose largest eigenvalue was driven up looks sharp. Right: with each filter of the "
-        "direction as long as the minimum's own (Li et al. 2018) that difference is gone, but other coordinates of the "
-        "same parameters still change the picture.",
-    ),
-    "along_training": (
-        "Along training",
-        "What was measured at snapshots, a line a run, its minimum as a dot at the end. Dashed beside hessian_top: "
-        "2/lr, with momentum mu 2(1+mu)/lr, where training is gradient descent with a constant rate lr. On a "
-        "quadratic of more curvature, descent on the full batch diverges. Networks are seen to sharpen up to there, "
-        "and to stay about it (Cohen et al. 2021); with small batches they stay below.",
-    ),
-    "spectral_density": (
-        "Spectrum of the Hessian",
-        "How the eigenvalues of the Hessian of the training loss are spread, on a log scale: a bulk about 0, and few "
-        "that stand out, each smeared by 1 % of the range. A thin line is a run, a thick one the mean of its group.",
-    ),
-    "training_curves": ("Training", "Loss on the training set, a line a run, against updates and against passes."),
-}
+CHANGING = ("files", "started", "ended")  # of the manifest
 RUN_MEANINGS = {column.name: column.meaning for column in RUN_COLUMNS if column.in_report}
 
 
-class Figure(NamedTuple):
+class Picture(NamedTuple):
     """A picture, inline."""
 
     title: str
@@ -123,11 +41,6 @@ class Figure(NamedTuple):
     width: int
     height: int
     page: str  # file of its interactive form, beside the report; empty if there is none
-
-
-def table(path: Path) -> DataFrame:
-    """A CSV table, or an empty one if there is no such file."""
-    return read_table(path) if path.exists() else DataFrame()
 
 
 def shown(value: Any) -> str:
@@ -161,17 +74,17 @@ def group_order(comparison: DataFrame, runs: DataFrame) -> list[str]:
 
 def accuracy_sentence(runs: DataFrame, groups: list[str]) -> str:
     """Test accuracy of each group, with its 95 % interval over seeds."""
-    said = []
+    sentences = []
     for group in groups:
         ok = runs[(runs["status"] == "ok") & (runs["group"] == group)]
         values = ok["test_accuracy"].dropna().to_numpy(dtype=np.float64) * 100
         mean, low, high = t_interval(values)
         if len(values) > 1:
             interval = f"{max(0, low):.1f} to {min(100, high):.1f}"
-            said.append(f"{group} {mean:.1f} % (95 % interval {interval}, {len(values)} runs)")
+            sentences.append(f"{group} {mean:.1f} % (95 % interval {interval}, {len(values)} runs)")
         elif len(values) == 1:
-            said.append(f"{group} {mean:.1f} % (a single run)")
-    return f"Test accuracy: {listed(said)}." if said else "No run has a test accuracy."
+            sentences.append(f"{group} {mean:.1f} % (a single run)")
+    return f"Test accuracy: {listed(sentences)}." if sentences else "No run has a test accuracy."
 
 
 def contrast(row: Series, first: str) -> str:
@@ -242,18 +155,21 @@ def headline(runs: DataFrame, comparison: DataFrame, same: Mapping[str, str] = N
     return " ".join([accuracy_sentence(runs, groups), *difference_sentences(comparison, groups, same), *left_out])
 
 
-def figures(folder: Path) -> list[Figure]:
-    """plots/*.png as data URIs: known ones first, in the order of CAPTIONS, then the others by name."""
-    order = list(CAPTIONS)
-    paths = sorted(folder.glob("*.png"), key=lambda p: (order.index(p.stem) if p.stem in order else len(order), p.name))
+def pictures(folder: Path) -> list[Picture]:
+    """plots/*.png as data URIs: known ones first, in the order of the table of figures, then the others by name."""
+    from landscape_cli.report.figures import figures  # loads matplotlib, which a headline does without
+
+    rows = figures()
+    order = list(rows)
+    paths = sorted(folder.glob("*.png"), key=lambda p: (order.index(p.stem) if p.stem in rows else len(order), p.name))
     found = []
     for path in paths:
-        data = path.read_bytes()
+        data, row = path.read_bytes(), rows.get(path.stem)
         width, height = struct.unpack(">II", data[16:24]) if len(data) >= 24 else (0, 0)  # the PNG's IHDR
-        title, caption = CAPTIONS.get(path.stem, (path.stem.replace("_", " "), ""))
+        title, caption = (row.title, row.caption) if row else (path.stem.replace("_", " "), "")
         src = "data:image/png;base64," + base64.b64encode(data).decode()
         page = f"plots/{path.stem}.html" if path.with_suffix(".html").is_file() else ""
-        found.append(Figure(title, caption, src, width, height, page))
+        found.append(Picture(title, caption, src, width, height, page))
     return found
 
 
@@ -314,6 +230,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
+def provenance(folder: Path) -> dict[str, Any]:
+    """What manifest.json says of how the results came to be, without what is other after every command."""
+    return {key: value for key, value in read_json(folder / "manifest.json").items() if key not in CHANGING}
+
+
 def environment() -> Environment:
     """Templates with every value escaped, its control characters shown as '?', and no value forgotten."""
     env = Environment(
@@ -342,7 +263,7 @@ def render(folder: Path, about: Mapping[str, str] = NO_NAMES, same: Mapping[str,
     if not (folder / "runs.csv").exists():
         raise Fault(f"{folder}: runs.csv is missing: run `landscape train` or `landscape compare` first")
     runs, metrics, comparison = (table(folder / f"{name}.csv") for name in ("runs", "metrics", "comparison"))
-    config, manifest = folder / "experiment.yaml", read_json(folder / "manifest.json")
+    config, manifest = folder / "experiment.yaml", provenance(folder)
     known = [c for c in runs.columns if c in RUN_MEANINGS or c not in TYPES]
     page = environment().get_template("report.html.j2")
     html = page.render(
@@ -351,7 +272,7 @@ def render(folder: Path, about: Mapping[str, str] = NO_NAMES, same: Mapping[str,
         groups=group_order(comparison, runs),
         rows=comparison_rows(comparison, about),
         floor=floor_note(comparison),
-        figures=figures(folder / "plots"),
+        figures=pictures(folder / "plots"),
         failures=failures(runs, metrics),
         run_columns={c: RUN_MEANINGS.get(c, SWEPT) for c in known},
         runs=runs[known].astype(object).to_dict("records"),

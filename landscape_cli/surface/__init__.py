@@ -1,4 +1,8 @@
 """The loss on lines, planes and paths through minima: kinds of surface, their directions, values on the grid.
 
-Imports `metrics` and what stands below it. Begin with kinds.py.
+Imports `metrics` and what stands below it. Begin with kinds.py; a new kind is one function with @surface there.
 """
+
+from landscape_cli.surface.kinds import Span, is_random, span
+
+__all__ = ["Span", "is_random", "span"]

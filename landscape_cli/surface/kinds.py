@@ -1,25 +1,29 @@
-"""Where a surface lies: along which directions through a minimum, how far, and what is known of them."""
+"""Kinds of surface: for each where it lies, which options it takes, what it needs, and what its figure is called.
+
+Schema, options, help, docs, figures and tests read them from the registry. `landscape --help` names them, so nothing
+heavy is imported before a kind is made.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
+from landscape_cli.registry import RANDOM, REGISTRY, Count, Entry, Natural, Positive, surface
 
-from landscape_cli.config import Surface
-from landscape_cli.metrics.point import Point
-from landscape_cli.network import Params
-from landscape_cli.registry.errors import Fault
-from landscape_cli.store import directions
-from landscape_cli.surface.values import random_directions
+if TYPE_CHECKING:
+    from torch import Tensor
 
+    from landscape_cli.config import Surface
+    from landscape_cli.metrics.point import Point
+    from landscape_cli.network import Params
+
+KINDS = REGISTRY["surface"]
 Ends = list[tuple[float, float]]
-PLANES = ("plane", "trajectory", "eigen")
-OWN = ("path", "trajectory", "eigen")  # kinds whose directions follow from the minima
-MARGIN = 0.15  # of a trajectory's extent, on each side
+Normalization = Literal["filter", "layer", "weight", "none"]
+Ignore = Literal["biasbn", "none"]
 
 
 @dataclass(frozen=True)
@@ -29,92 +33,148 @@ class Span:
     Args:
         draws: of each draw axis -> direction, name -> (1, *shape) in float64.
         ends: first and last coordinate along each axis.
-        facts: what is known of the directions.
-        other: buffers at the other end of a path.
-        way: of a trajectory the points (n, p) that it goes through.
+        facts: what is known of the directions, as JSON.
+        other: buffers of the minimum at x = 1.
+        snapshots: points (n, p) that are shown on it.
     """
 
     draws: list[dict[str, Params]]
     ends: Ends
     facts: dict[str, Any] = field(default_factory=dict)
     other: Params | None = None
-    way: Tensor | None = None
+    snapshots: Tensor | None = None
 
 
-def span(at: Point, end: Point | None, way: Tensor | None, asked: Surface) -> Span:
+def span(at: Point, other: Point | None, snapshots: Tensor | None, request: Surface) -> Span:
     """The directions of one surface.
 
     Args:
         at: the minimum.
-        end: the other minimum, of a path.
-        way: of a trajectory its snapshots (n, p) in float64.
-        asked: what to draw.
+        other: the second minimum, of a kind that needs one.
+        snapshots: of the run (n, p) in float64, of a kind that needs them.
+        request: what to draw.
     Raises: Fault, if there are none, or a file is not readable.
     """
-    like = at.train.unflatten(at.theta.double())
-    if asked.kind == "path":
-        assert end is not None
-        far = end.train.unflatten(end.theta.double())
-        margin = asked.range or 0.5
-        return Span([{"x": {n: far[n] - t for n, t in like.items()}}], [(-margin, 1 + margin)], other=end.train.buffers)
-    reach = asked.range or 1.0
-    ends = [(-reach, reach)] * (2 if asked.kind in PLANES else 1)
-    if asked.kind == "eigen":
-        axes, facts = eigenvectors(at)
-        return Span([_pair(at, axes)], ends, facts)
-    if asked.kind == "trajectory":
-        assert way is not None
-        axes, shares = principal(way - at.theta.double())
-        if not asked.range:
-            ends = _around((way - at.theta.double()) @ axes.T)
-        return Span([_pair(at, axes)], ends, {"explained_variance": shares.tolist()}, way=way)
-    if asked.directions:
-        shapes = {n: tuple(t.shape[1:]) for n, t in like.items()}
-        return Span(directions.read(Path(asked.directions), shapes, len(ends)), ends)
-    draws = asked.draws or (1 if asked.kind == "plane" else 3)
-    rule = asked.normalization, asked.ignore, asked.seed
-    made = [random_directions(like, *rule, i, len(ends)) for i in range(draws)]
-    return Span([dict(zip("xy", one, strict=False)) for one in made], ends)
+    kind, present = KINDS[request.kind], {"other": other, "snapshots": snapshots}
+    options = {key: getattr(request, key) for key in kind.facts["options"] if getattr(request, key) is not None}
+    found: Span = kind.function(at, *(present[name] for name in kind.facts["needs"]), **options)
+    if not request.directions:
+        return found
+    from landscape_cli.store import directions
+
+    shapes = {name: tuple(t.shape[1:]) for name, t in at.train.like.items()}
+    return replace(found, draws=directions.read(Path(request.directions), shapes, kind.facts["axes"]))
 
 
-def _pair(at: Point, axes: Tensor) -> dict[str, Params]:
-    return {axis: at.train.unflatten(d[None].cpu()) for axis, d in zip("xy", axes, strict=True)}
+def is_random(kind: Entry) -> bool:
+    """Whether a kind draws its directions, so that others can be given in their place."""
+    return {*RANDOM} <= {*kind.facts["options"]}
 
 
-def eigenvectors(at: Point) -> tuple[Tensor, dict[str, Any]]:
-    """The two eigenvectors of the Hessian of the training loss with the largest eigenvalues.
+@surface(
+    title="The loss around minima",
+    caption="Loss and accuracy along random lines through a minimum of each group, each filter of the direction as "
+    "long as the minimum's own unless other directions were asked for (Li et al. 2018); x in parts of that length.",
+    curvature=(
+        "Curvature along lines",
+        "Largest and smallest eigenvalue of the Hessian of the training loss along random lines through minima.",
+    ),
+)
+def line(
+    at: Point,
+    *,
+    range: Positive = 1.0,
+    normalization: Normalization = "filter",
+    ignore: Ignore = "biasbn",
+    seed: Natural = 0,
+    draws: Count = 3,
+) -> Span:
+    """A random line through a minimum."""
+    from landscape_cli.surface.directions import drawn
 
-    Args:
-        at: one minimum.
-    Returns: (2, p) of length 1, in float64, the largest entry of each positive; their eigenvalues and relative
-        residuals.
-    """
-    ritz = at.ritz(2, 1e-3, 200, 0)
-    axes = ritz.vectors[0].double()
-    axes = axes / axes.norm(dim=1, keepdim=True)
-    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
-    residuals = ritz.residuals[0] / ritz.values[0, 0].abs()
-    facts = {"eigenvalues": ritz.values[0].tolist(), "residuals": residuals.tolist()}
-    return axes * largest.sign(), facts
-
-
-def principal(moves: Tensor) -> tuple[Tensor, Tensor]:
-    """The two principal components of a trajectory, the first snapshot on the positive side of each.
-
-    Args:
-        moves: snapshots minus the minimum (n, p) in float64.
-    Returns: (2, p) of length 1; the share of the snapshots' variance that each explains (2,).
-    Raises: Fault if the snapshots span no plane.
-    Source: Li et al. 2018, section 7.
-    """
-    _, lengths, axes = torch.linalg.svd(moves - moves.mean(0), full_matrices=False)
-    if len(lengths) < 2 or lengths[1] <= 1e-9 * lengths[0]:
-        raise Fault("--kind trajectory: the snapshots lie on one line: there is no plane to draw")
-    signs = (axes[:2] @ moves[0]).sign()
-    return axes[:2] * signs.where(signs != 0, 1.0)[:, None], (lengths**2 / (lengths**2).sum())[:2]
+    return Span(drawn(at, normalization, ignore, seed, draws, "x"), [(-range, range)])
 
 
-def _around(xy: Tensor) -> Ends:
-    """A box about points (n, 2) and the origin."""
-    low, high = xy.amin(0).clamp(max=0.0), xy.amax(0).clamp(min=0.0)
-    return [(float(a - MARGIN * (b - a)), float(b + MARGIN * (b - a))) for a, b in zip(low, high, strict=True)]
+@surface(
+    title="From one minimum to another",
+    caption="Loss and accuracy on the straight line from the minimum at x = 0 to that at x = 1; statistics of "
+    "BatchNorm computed anew at every point unless the config says otherwise.",
+    curvature=(
+        "Curvature from one minimum to another",
+        "Largest and smallest eigenvalue of the Hessian of the training loss on the line from x = 0 to x = 1.",
+    ),
+    batchnorm="recompute",
+)
+def path(at: Point, other: Point, *, range: Positive = 0.5) -> Span:
+    """The straight line from one minimum to another; `range` beyond each."""
+    here, there = (one.train.unflatten(one.theta.double()) for one in (at, other))
+    X = {name: there[name] - t for name, t in here.items()}
+    return Span([{"x": X}], [(-range, 1 + range)], other=other.train.buffers)
+
+
+@surface(
+    axes=2,
+    title="Planes through minima",
+    caption="Training loss on a random plane through a minimum (+) of each group, one scale of colours for all.",
+)
+def plane(
+    at: Point,
+    *,
+    range: Positive = 1.0,
+    normalization: Normalization = "filter",
+    ignore: Ignore = "biasbn",
+    seed: Natural = 0,
+    draws: Count = 1,
+) -> Span:
+    """A random plane through a minimum."""
+    from landscape_cli.surface.directions import drawn
+
+    return Span(drawn(at, normalization, ignore, seed, draws, "xy"), [(-range, range)] * 2)
+
+
+def _components(facts: Mapping[str, Any]) -> tuple[str, str]:
+    first, second = facts["explained_variance"]
+    return f"1st component ({first:.1%} of the variance)", f"2nd component ({second:.1%})"
+
+
+@surface(
+    axes=2,
+    title="The way of a run",
+    caption="Training loss on the plane of the two principal components of a run's snapshots (Li et al. 2018, section "
+    "7), with the snapshots' shadows on it (by epoch) and the minimum (+). What the plane leaves out is in "
+    "surfaces/*-snapshots.csv: each snapshot's own loss beside that of its shadow.",
+    batchnorm="recompute",
+    labels=_components,
+    note=lambda facts: "x and y explain {:.1%} and {:.1%} of the snapshots' variance".format(
+        *facts["explained_variance"]
+    ),
+)
+def trajectory(at: Point, snapshots: Tensor, *, range: Positive | None = None) -> Span:
+    """The plane of the principal components of a run's snapshots; without `range`, as far as they lie."""
+    from landscape_cli.surface.directions import box, named, principal
+
+    moves = snapshots - at.theta.double()
+    axes, shares = principal(moves)
+    ends = [(-range, range)] * 2 if range else box(moves @ axes.T)
+    return Span([named(at, axes)], ends, {"explained_variance": shares.tolist()}, snapshots=snapshots)
+
+
+def _eigenvectors(facts: Mapping[str, Any]) -> tuple[str, str]:
+    first, second = facts["eigenvalues"]
+    return f"1st eigenvector (eigenvalue {first:.3g})", f"2nd eigenvector ({second:.3g})"
+
+
+@surface(
+    axes=2,
+    title="The sharpest plane",
+    caption="Training loss on the plane of the two eigenvectors of the Hessian with the largest eigenvalues, x and y "
+    "in units of parameters.",
+    labels=_eigenvectors,
+    note=lambda facts: "along x and y the Hessian's eigenvalues {:.4g} and {:.4g}".format(*facts["eigenvalues"]),
+)
+def eigen(at: Point, *, range: Positive = 1.0) -> Span:
+    """The plane of the Hessian's top two eigenvectors."""
+    from landscape_cli.surface.directions import eigenvectors, named
+
+    axes, facts = eigenvectors(at)
+    return Span([named(at, axes)], [(-range, range)] * 2, facts)

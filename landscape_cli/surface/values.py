@@ -1,4 +1,4 @@
-"""The loss on lines and planes through minima (Li et al. 2018): directions, grids, and values at many points at once.
+"""The loss on lines and planes through minima (Li et al. 2018): values at many points of a grid at once.
 
 A point is theta + x X + y Y, formed in float64 and rounded once. Small nets are evaluated as a stack of points; where a
 network convolves, one point after the other, BatchNorm folded into the convolutions where its statistics are given.
@@ -17,50 +17,10 @@ from landscape_cli.curvature.objective import Objective
 from landscape_cli.network import Network, Params, memory
 from landscape_cli.network.batchnorm_folding import Fold, without_norms
 from landscape_cli.network.batchnorm_statistics import collect_statistics, widest
-from landscape_cli.training import stream
 
-Normalization = Literal["filter", "layer", "weight", "none"]
 BatchNorm = Literal["fixed", "interpolate", "recompute"]
 ROWS = 16  # points of a stack
-WORK = 2**36  # multiplications that are saved together
-
-
-def direction(like: Params, normalization: Normalization, ignore: str, rng: torch.Generator) -> Params:
-    """A Gaussian direction with the lengths of the minimum's own parts.
-
-    Args:
-        like: one minimum, name -> (1, *shape).
-        normalization: filter, |d_j| = |theta_j| for each filter (row of a weight tensor, or entry of a vector);
-            layer, |d| = |theta| for each tensor; weight, d_i times theta_i for each entry; none, as drawn.
-        ignore: biasbn: tensors of one dimension, biases and BatchNorm's, get 0; none: they move too.
-        rng: of the draw.
-    Returns: name -> (1, *shape) in float64.
-    Source: Li et al. 2018, section 4.
-    """
-    found = {}
-    for name, t in like.items():
-        theta = t.double().cpu()
-        d = torch.randn(t.shape, generator=rng, dtype=torch.float64)
-        if t.dim() <= 2 and ignore == "biasbn":
-            d = torch.zeros_like(d)
-        elif normalization == "weight":
-            d = d * theta
-        elif normalization != "none":
-            axes = list(range(2 if normalization == "filter" else 1, t.dim()))
-            own, due = (
-                v.abs() if not axes else torch.linalg.vector_norm(v, dim=axes, keepdim=True) for v in (d, theta)
-            )
-            d = d * (due / own)
-        found[name] = d
-    return found
-
-
-def random_directions(
-    like: Params, normalization: Normalization, ignore: str, seed: int, draw: int, axes: int
-) -> list[Params]:
-    """X, or X and Y, of one draw; the numbers drawn depend on seed, draw and axis alone."""
-    names = ("x", "y")[:axes]
-    return [direction(like, normalization, ignore, stream(seed, f"surface {axis}", draw)) for axis in names]
+WORK = 2**36  # multiplications that are saved at once
 
 
 def grid(ends: list[tuple[float, float]], points: int) -> Tensor:
@@ -76,7 +36,7 @@ def grid(ends: list[tuple[float, float]], points: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Place:
+class Slice:
     """A minimum with its data, and the lines through it.
 
     Args:
@@ -97,8 +57,8 @@ class Place:
     other: Params | None = None
 
     @property
-    def together(self) -> int:
-        """Points that are evaluated, and saved, together: a function of the network and the data alone."""
+    def part_size(self) -> int:
+        """Points that are evaluated, and saved, at once: a function of the network and the data alone."""
         return min(64, max(1, WORK // self._work))
 
     @property
@@ -135,24 +95,24 @@ class Place:
 
     def scores(self, xy: Tensor) -> Tensor:
         """Loss and accuracy of each split at points (P, 2): (P, splits, 2) in float64 on the CPU."""
-        return torch.cat([self._scores(own) for own in xy.split(1 if self.convolves else ROWS)])
+        return torch.cat([self._scores(some) for some in xy.split(1 if self.convolves else ROWS)])
 
     def _scores(self, xy: Tensor) -> Tensor:
         theta = self.points(xy)
-        buffers, (network, fold) = self.buffers(theta, xy), self._light
+        buffers, (network, fold) = self.buffers(theta, xy), self._folded
         light, found = fold(self.sides["train"].unflatten(theta), buffers), []
         for side in self.sides.values():
-            own, size = replace(side, network=network, like=light, buffers=buffers), self._samples(side.n, len(xy))
-            found.append(torch.stack(own.scores(light, size), 1))
+            here, size = replace(side, network=network, like=light, buffers=buffers), self._samples(side.n, len(xy))
+            found.append(torch.stack(here.scores(light, size), 1))
         return torch.stack(found, 1).cpu()
 
     def _samples(self, n: int, points: int) -> int:
-        """How many of n samples are evaluated together: equal pieces, whose activations stay in the cache."""
+        """How many of n samples are evaluated at once: equal pieces, whose activations stay in the cache."""
         most = max(16, memory.pieces(points * self._widest, memory.WIDEST))
         return -(-n // -(-n // most))
 
     @cached_property
-    def _light(self) -> tuple[Network, Fold]:
+    def _folded(self) -> tuple[Network, Fold]:
         """The network to evaluate, and what makes its parameters of (params, buffers); folded if it convolves."""
         train = self.sides["train"]
         if not self.convolves:

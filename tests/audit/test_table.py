@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from math import inf, isfinite, nan
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 import torch
+from annotated_types import Ge
 from conftest import TINY, Call, yaml_of
 from helpers import Residual, at_of, dense, pairs, plain_logits, vector
 from pandas import DataFrame
@@ -207,6 +208,36 @@ def test_a_false_claim_is_caught_and_a_true_one_that_is_not_made_is_told(toy: Ca
     assert verdicts[lie, "smooth_sinh"] == verdicts[lie, "logit_scale"] == "never claimed"
     assert verdicts[lie, "batchnorm_scale"] == "not applicable"
     assert table.unclaimed(found) == [f"{shy}: permutation, scale, filter, global, smooth"]
+
+
+def test_settings_are_reduced_only_where_their_annotations_say_so(toy: Callable[..., str]) -> None:
+    """Of every metric: types are kept, nothing grows; of a plugin, what is called like ours is left alone."""
+    for name in METRICS:
+        for own in settings_of(name):
+            found = table.adapted(name, own)
+            assert found.keys() == own.keys() and all(type(found[k]) is type(own[k]) for k in own), name
+            changed = {k for k in own if found[k] != own[k]}
+            assert all(found[k] < own[k] for k in changed) and changed <= REDUCED, name
+
+    def odd(
+        at: Point,
+        *,
+        probes: Annotated[int, Ge(8)] = 8,
+        tolerance: Literal["a"] = "a",
+        draws: str = "many",
+        few: Annotated[int | None, registry.FEW] = None,
+        slow: Annotated[float, registry.InAudit(0.5)] = 0.75,
+    ) -> Estimate:
+        assert (probes, tolerance, draws, few, slow) == (8, "a", "many", None, 0.5)
+        return exact(at.theta.norm(dim=1))
+
+    name = toy(odd, "permutation")
+    own = REGISTRY["metric"][name].settings().model_dump()
+    assert set(audited("mlp", [(name, own)])["verdict"]) <= {"holds", "never claimed", "not applicable"}
+    assert table.adapted("hessian_top", {"tolerance": 1e-9}) == {"tolerance": 1e-9}  # tighter already
+
+
+REDUCED = {"probes", "draws", "directions", "chains", "tolerance"}  # of our own metrics
 
 
 def test_draws_of_a_plugin_follow_a_permutation(toy: Callable[..., str]) -> None:
@@ -422,7 +453,7 @@ def test_the_command_writes_its_table_and_exits_by_what_it_found(call: Call, tmp
 
 
 LIE = """
-from landscape_cli.point import exact
+from landscape_cli.metrics.point import exact
 from landscape_cli.registry import metric
 
 @metric(invariant="filter", source="a test")
@@ -434,7 +465,7 @@ def lie(at):
 
 def test_what_cannot_be_rescaled_or_has_no_value_is_said_and_the_rest_is_there(call: Call, tmp_path: Any) -> None:
     (tmp_path / "lost.py").write_text(
-        "from landscape_cli.point import exact\n"
+        "from landscape_cli.metrics.point import exact\n"
         "from landscape_cli.registry import metric\n"
         "@metric(invariant='filter', source='a test')\n"
         "def lost(at):\n"

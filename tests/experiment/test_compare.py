@@ -33,14 +33,15 @@ RUN_COLUMNS = (
 METRIC_COLUMNS = (
     "run_id,group,seed,epoch,metric,setting,value,standard_error,samples,iterations,residual,seconds,status,message"
 )
-FIGURES = [f"plots/{name}.{kind}" for name in drawing.PICTURES[:3] for kind in ("png", "svg")]
+PICTURES = ("training_curves", "metric_by_group", "metric_vs_gap")
+FIGURES = [f"plots/{name}.{kind}" for name in PICTURES for kind in ("png", "svg")]
 
 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Figures take seconds, and one test looks at them."""
     if "figures" not in request.keywords:
-        monkeypatch.setattr(drawing, "draw", lambda *args: None)
+        monkeypatch.setattr(drawing, "draw", lambda *args: [])
 
 
 def snapshot(folder: Path) -> dict[str, tuple[str, int]]:
@@ -95,7 +96,9 @@ def test_files_of_the_contract(tiny: Open) -> None:
     assert config.resolve(config.read(str(folder / "experiment.yaml"))) == session.experiment
     stored = checkpoints.metadata(folder / f"minima/{ids[1]}.safetensors")
     assert (stored["seed"], stored["epoch"], stored["settings"]) == (1, 30, session.runs[1].settings)
+    compare.compare(tiny())  # the page shows how it came to be, which stands in the manifest only now
     before = snapshot(folder)
+    assert "Provenance" in (folder / "report.html").read_text()
     compare.compare(tiny())
     assert {f for f, v in snapshot(folder).items() if before[f][0] != v[0]} == set()
     assert {f for f, v in snapshot(folder).items() if f.startswith(("plots", "report")) and before[f] != v} == set()

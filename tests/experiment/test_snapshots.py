@@ -42,7 +42,7 @@ def small(end: int = 4, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "draw", lambda *args: None)
+    monkeypatch.setattr(drawing, "draw", lambda *args: [])
 
 
 def rows(session: Session) -> list[dict[str, Any]]:

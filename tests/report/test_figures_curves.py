@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from table_examples import drawn, texts
 
 from landscape_cli import config
-from landscape_cli.experiment import drawing
-from landscape_cli.report import figures_curves, figures_runs, statistics
+from landscape_cli.report import figures_curves, plotting, statistics
+from landscape_cli.report.inputs import Inputs
 
 GROUPS = ["0.2", "0.4"]
 EDGES = {"0.2": {10.0: "2/lr"}, "0.4": {5.0: "2/lr"}}
@@ -82,7 +82,7 @@ def test_edges_stand_beside_the_largest_eigenvalue(tmp_path: Path, figures: list
     one, *others = figures[0].axes
     dashed = [line for line in one.lines if line.get_linestyle() == "--"]
     assert [list(line.get_ydata()) for line in dashed] == [[10, 10], [5, 5]]
-    assert [line.get_color() for line in dashed] == [figures_runs.PALETTE[0], figures_runs.PALETTE[1]]
+    assert [line.get_color() for line in dashed] == [plotting.PALETTE[0], plotting.PALETTE[1]]
     assert {"2/lr = 10", "2/lr = 5", "dashed: 2/lr"} <= set(texts(figures[0]))
     assert not [line for ax in others for line in ax.lines if line.get_linestyle() == "--"]
     far = {"0.2": {1e4: "2/lr"}, "none": {5.0: "2/lr"}, "0.4": {20.0: "2(1+μ)/lr", 20.1: "2(1+μ)/lr"}}
@@ -128,8 +128,8 @@ def test_an_edge_that_groups_share_is_one_grey_line(tmp_path: Path, figures: lis
     draw(tmp_path, runs, metrics, {"0.2": {10.0: "2/lr"}, "0.4": {10.0: "2/lr", 5.0: "2/lr"}})
     dashed = [line for line in figures[0].axes[0].lines if line.get_linestyle() == "--"]
     assert [(line.get_ydata()[0], line.get_color()) for line in dashed] == [
-        (10, figures_runs.MUTED),
-        (5, figures_runs.PALETTE[1]),
+        (10, plotting.MUTED),
+        (5, plotting.PALETTE[1]),
     ]
 
 
@@ -205,11 +205,14 @@ def test_spectra_are_averaged_on_a_common_grid(tmp_path: Path, figures: list[Fig
 def test_edges_are_those_of_each_groups_optimizer(tmp_path: Path) -> None:
     """Of gradient descent on 1/2 x^2 lambda, by running it: below the edge it shrinks, above it grows."""
 
+    def of(records: list[dict[str, Any]]) -> dict[str, dict[float, str]]:
+        return figures_curves.edges(Inputs(tmp_path, records, []))
+
     def edges(swept: list[dict[str, Any]], **training: Any) -> dict[str, dict[float, str]]:
         own = {"lr": 0.1, "batch_size": "full"} | training
         tree = {"name": "x", "dataset": {"name": "digits"}, "model": {"name": "linear"}, "training": own}
         (tmp_path / "experiment.yaml").write_text(config.canonical(tree))
-        return drawing.edges(tmp_path, [{"group": f"g{i}", "swept": s} for i, s in enumerate(swept)])
+        return of([{"group": f"g{i}", "swept": s} for i, s in enumerate(swept)])
 
     def grows(curvature: float, lr: float, mu: float, nesterov: bool) -> bool:
         x, v = 1.0, 0.0
@@ -228,10 +231,10 @@ def test_edges_are_those_of_each_groups_optimizer(tmp_path: Path) -> None:
     assert edges([{"training.optimizer": "adam"}, {}, {"training.schedule": "cosine"}]).keys() == {"g1"}
     assert edges([{}], optimizer="sam") == edges([{}], warmup_epochs=2) == edges([{}], lr_scaling="linear") == {}
     two = [{"group": "same", "swept": {"training.lr": lr}} for lr in (0.1, 0.2, 0.1)]
-    assert drawing.edges(tmp_path, two) == {}
+    assert of(two) == {}
     edges([])
-    assert list(drawing.edges(tmp_path, two)["same"]) == [20, 10]
+    assert list(of(two)["same"]) == [20, 10]
     (tmp_path / "experiment.yaml").write_text("{")
-    assert drawing.edges(tmp_path, two) == {"same": {20.0: "2/lr", 10.0: "2/lr"}}  # what is swept is known
+    assert of(two) == {"same": {20.0: "2/lr", 10.0: "2/lr"}}  # what is swept is known
     (tmp_path / "experiment.yaml").unlink()
-    assert drawing.edges(tmp_path, [{"group": "g", "swept": {}}]) == {}
+    assert of([{"group": "g", "swept": {}}]) == {}

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from table_examples import GROUPS, draw_all, example
 
-from landscape_cli.experiment.drawing import PICTURES
 from landscape_cli.registry.errors import Fault
 from landscape_cli.report import page as report
 from landscape_cli.report import statistics
+from landscape_cli.report.inputs import table
 from landscape_cli.store import columns
 from landscape_cli.store.tables import table_bytes
 
@@ -50,8 +50,8 @@ def results(folder: Path, groups: list[str], seeds: int = 8, plots: bool = False
     (folder / "plots").mkdir()
     runs, metrics, _ = example(groups, seeds)
     comparison = statistics.compare(metrics, runs, groups)
-    for name, table in (("runs", runs), ("metrics", metrics), ("comparison", comparison)):
-        (folder / f"{name}.csv").write_bytes(table_bytes(table))
+    for name, frame in (("runs", runs), ("metrics", metrics), ("comparison", comparison)):
+        (folder / f"{name}.csv").write_bytes(table_bytes(frame))
     (folder / "experiment.yaml").write_text("name: <b>mine</b>\n")
     (folder / "manifest.json").write_text(json.dumps({"command": "landscape compare </pre><script>"}))
     if plots:
@@ -69,7 +69,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_headline_says_what_the_tables_say(two: Path) -> None:
-    runs, comparison = report.table(two / "runs.csv"), report.table(two / "comparison.csv")
+    runs, comparison = table(two / "runs.csv"), table(two / "comparison.csv")
     low = comparison[~comparison["metric"].isin(columns.OUTCOMES)]
     text = report.headline(runs, comparison)
     small = runs.loc[(runs["group"] == "small") & (runs["status"] == "ok"), "test_accuracy"]
@@ -116,7 +116,7 @@ def test_same_files_give_the_same_bytes(two: Path) -> None:
 
 
 def test_every_row_column_and_failure_is_there_with_all_digits(two: Path) -> None:
-    found, comparison = page(two, hessian_top="the largest eigenvalues"), report.table(two / "comparison.csv")
+    found, comparison = page(two, hessian_top="the largest eigenvalues"), table(two / "comparison.csv")
     titles = {attrs["title"] for _, attrs in found.tags if "title" in attrs}
     for column in ("small_mean", "large_ci_high", "ratio", "p_holm"):
         assert {repr(v) for v in comparison[column].dropna()} <= titles
@@ -128,7 +128,7 @@ def test_every_row_column_and_failure_is_there_with_all_digits(two: Path) -> Non
 
 
 def test_failures_of_a_metric_are_counted_over_runs_that_are_ok(two: Path) -> None:
-    runs, metrics = report.table(two / "runs.csv"), report.table(two / "metrics.csv")
+    runs, metrics = table(two / "runs.csv"), table(two / "metrics.csv")
     assert report.failures(runs, metrics) == [
         ("b1-s7-17af03", "diverged", "loss is nan at step 12: lower lr", 1),
         ("path_norm", "undefined", "no path: a layer is not linear", 6),
@@ -138,7 +138,7 @@ def test_failures_of_a_metric_are_counted_over_runs_that_are_ok(two: Path) -> No
 def test_a_message_of_a_value_that_is_ok_is_no_failure(tmp_path: Path) -> None:
     folder = results(tmp_path / "r", GROUPS, 3)
     before = page(folder)
-    metrics = report.table(folder / "metrics.csv")
+    metrics = table(folder / "metrics.csv")
     metrics.loc[metrics["status"] == "ok", "message"] = "rank 90 of 90 rows"
     (folder / "metrics.csv").write_bytes(table_bytes(metrics))
     after = page(folder)
@@ -171,11 +171,10 @@ def test_the_headline_counts_a_metric_once_whatever_its_names() -> None:
 def test_the_regret_by_radius_has_a_title_and_a_caption(two: Path, tmp_path: Path) -> None:
     png = (two / "plots" / "training_curves.png").read_bytes()
     (tmp_path / "regret_by_radius.png").write_bytes(png)
-    (figure,) = report.figures(tmp_path)
+    (figure,) = report.pictures(tmp_path)
     assert (
         figure.title == "How far the linear formula holds" and "before the linear formula misjudges" in figure.caption
     )
-    assert set(PICTURES) == set(report.CAPTIONS)
 
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from table_examples import GROUPS, draw_all, drawn, example, texts
 
-from landscape_cli.report import figures_runs
+from landscape_cli.report import figures_groups, plotting
 
 
 def test_same_tables_give_the_same_bytes_and_leave_no_trace(tmp_path: Path) -> None:
@@ -28,8 +28,8 @@ def test_same_tables_give_the_same_bytes_and_leave_no_trace(tmp_path: Path) -> N
 
 
 def test_pyplot_is_never_loaded() -> None:
-    code = "import sys, landscape_cli.report.figures_runs as p\nwith p.styled(): pass\n"
-    code += "assert 'matplotlib.pyplot' not in sys.modules"
+    loads = "import sys, landscape_cli.report.figures, landscape_cli.report.plotting as p\nwith p.styled(): pass\n"
+    code = f"{loads}assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -40,9 +40,9 @@ def test_hostile_names_are_drawn_as_they_are(tmp_path: Path, figures: list[Figur
         runs, metrics, records = example(groups, 2, 7)
         metrics.loc[metrics["metric"] == "regret", "metric"] = "$\\undefined"
         metrics.loc[metrics["metric"] == "$\\undefined", "setting"] = "$^$\x07"
-        figures_runs.training_curves(records, tmp_path / "curves")
-        figures_runs.metric_by_group(metrics, runs, groups, tmp_path / "$groups$.v1")
-        figures_runs.metric_vs_gap(metrics, runs, tmp_path / "gap")
+        figures_groups.training_curves(records, tmp_path / "curves")
+        figures_groups.metric_by_group(metrics, runs, groups, tmp_path / "$groups$.v1")
+        figures_groups.metric_vs_gap(metrics, runs, tmp_path / "gap")
     assert (tmp_path / "$groups$.v1.png").exists()
     drawn = [t for figure in figures for t in texts(figure)]
     assert {"$x_1$", "_hidden", "?[31mred?[0m", "$\\undefined", "$^$?"} <= set(drawn)
@@ -54,7 +54,7 @@ def test_hostile_names_are_drawn_as_they_are(tmp_path: Path, figures: list[Figur
 def test_a_dot_a_usable_value(tmp_path: Path, figures: list[Figure]) -> None:
     runs, metrics, _ = example(GROUPS, 4)
     metrics = metrics[metrics["metric"].isin(["path_norm", "regret"])]
-    figures_runs.metric_by_group(metrics, runs, GROUPS, tmp_path / "m")
+    figures_groups.metric_by_group(metrics, runs, GROUPS, tmp_path / "m")
     regret1, regret10, path = figures[0].axes  # the panels keep the order of the table
     dots = [[len(c.get_offsets()) for c in ax.collections if hasattr(c, "get_sizes") and len(c.get_sizes())]
             for ax in (regret1, regret10, path)]  # fmt: skip
@@ -66,8 +66,8 @@ def test_pairs_of_minima_have_a_panel_a_group(tmp_path: Path, figures: list[Figu
     runs, metrics, _ = example(GROUPS, 4)
     one = metrics[metrics["metric"] == "regret"].assign(metric="ewc_distance")
     pairs = pd.concat([one.assign(setting=f"to={run_id}") for run_id in runs["run_id"]])
-    figures_runs.metric_by_group(pairs, runs, GROUPS, tmp_path / "m")
-    figures_runs.metric_vs_gap(pairs, runs, tmp_path / "g")
+    figures_groups.metric_by_group(pairs, runs, GROUPS, tmp_path / "m")
+    figures_groups.metric_vs_gap(pairs, runs, tmp_path / "g")
     for figure in figures:
         assert len(figure.axes) == 2 and any("to=large" in t for t in texts(figure))
 
@@ -87,7 +87,7 @@ def radii(metric: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def test_regret_by_radius_shows_means_bands_and_the_limit(tmp_path: Path, figures: list[Figure]) -> None:
     (runs, metrics), (_, kl) = radii("regret_exact"), radii("regret_kl_exact")
-    written = figures_runs.regret_by_radius(pd.concat([metrics, kl]), runs, GROUPS, tmp_path / "r")
+    written = figures_groups.regret_by_radius(pd.concat([metrics, kl]), runs, GROUPS, tmp_path / "r")
     assert [p.name for p in written] == ["r.png", "r.svg"]
     exact, other = figures[0].axes
     assert "radius, square root of symmetrized KL" in other.get_xlabel() and exact.get_xscale() == "log"
@@ -96,7 +96,7 @@ def test_regret_by_radius_shows_means_bands_and_the_limit(tmp_path: Path, figure
     np.testing.assert_allclose(small.get_ydata(), 1.1 * 0.9 ** np.arange(1, 5))
     np.testing.assert_allclose(large.get_ydata(), 4.1 * 0.9 ** np.arange(1, 5))
     np.testing.assert_allclose([limit.get_ydata(), high.get_ydata()], [[1.1] * 2, [4.1] * 2])
-    _, *ends = figures_runs.t_interval(np.array([0.9, 0.99, 1.08]))
+    _, *ends = figures_groups.t_interval(np.array([0.9, 0.99, 1.08]))
     edge = bands[0].get_paths()[0].vertices
     at_first = edge[edge[:, 0] == 1e-5, 1]
     assert [at_first.min(), at_first.max()] == pytest.approx(ends)
@@ -108,13 +108,13 @@ def test_regret_by_radius_takes_two_radii_of_usable_values(tmp_path: Path, figur
     near = metrics["setting"].isin(["radius=1e-05", "radius=0.0001"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figures_runs.regret_by_radius(
+        figures_groups.regret_by_radius(
             metrics[metrics["group"] == "small"], runs, GROUPS, tmp_path / "a"
         )  # a group without
-        figures_runs.regret_by_radius(metrics[near], runs.iloc[::3], GROUPS, tmp_path / "b")  # single runs, no limit
+        figures_groups.regret_by_radius(metrics[near], runs.iloc[::3], GROUPS, tmp_path / "b")  # single runs, no limit
     assert [sum(len(line.get_xdata()) > 0 for line in figure.axes[0].lines) for figure in figures] == [2, 2]
     for few in (metrics[metrics["setting"].isin(["radius=0", "radius=0.01"])], metrics.assign(status="undefined")):
-        assert figures_runs.regret_by_radius(few, runs, GROUPS, tmp_path / "c") == []
+        assert figures_groups.regret_by_radius(few, runs, GROUPS, tmp_path / "c") == []
     assert not list(tmp_path.glob("c*"))
 
 
@@ -124,8 +124,8 @@ def test_axes_are_logarithmic_where_data_span_decades(
 ) -> None:
     runs, metrics, _ = example(GROUPS, 3)
     metrics = metrics[metrics["metric"] == "gradient_norm"].assign(value=np.resize(values, 6), status="ok")
-    figures_runs.metric_by_group(metrics, runs, GROUPS, tmp_path / "m")
-    figures_runs.metric_vs_gap(metrics, runs, tmp_path / "g")
+    figures_groups.metric_by_group(metrics, runs, GROUPS, tmp_path / "m")
+    figures_groups.metric_vs_gap(metrics, runs, tmp_path / "g")
     assert (figures[0].axes[0].get_yscale() == "log") == (figures[1].axes[0].get_xscale() == "log") == log
 
 
@@ -133,43 +133,43 @@ def test_rho_is_spearmans_and_outcomes_are_not_their_own_predictors(tmp_path: Pa
     runs, metrics, _ = example(GROUPS, 4)
     runs["loss_gap"] = [1.0, 2, 3, 4, 5, 6, 7, 100]
     metrics.loc[metrics["metric"] == "gradient_norm", "value"] = [2.0, 1, 3, 4, 5, 6, 7, np.nan]
-    figures_runs.metric_vs_gap(metrics, runs, tmp_path / "g")
+    figures_groups.metric_vs_gap(metrics, runs, tmp_path / "g")
     assert f"ρ = {1 - 6 * 2 / (7 * 48):.2f}" in texts(figures[0])  # 0.96: one swap among the 7 ok runs
-    assert not set(texts(figures[0])) & set(figures_runs.OUTCOMES)
+    assert not set(texts(figures[0])) & set(figures_groups.OUTCOMES)
 
 
 def test_no_rho_for_a_constant_or_for_two_runs() -> None:
     for few in ({"value": np.ones(5), "gap": np.arange(5.0)}, {"value": np.arange(2.0), "gap": np.arange(2.0)}):
-        assert np.isnan(figures_runs._spearman(pd.DataFrame(few)))
-    assert figures_runs._spearman(pd.DataFrame({"value": np.arange(3.0), "gap": -np.arange(3.0)})) == -1
+        assert np.isnan(figures_groups._spearman(pd.DataFrame(few)))
+    assert figures_groups._spearman(pd.DataFrame({"value": np.arange(3.0), "gap": -np.arange(3.0)})) == -1
 
 
 def test_nothing_to_draw_writes_nothing(tmp_path: Path) -> None:
     runs, metrics, records = example(GROUPS, 2)
     none = metrics.assign(status="undefined", value=None)
-    assert figures_runs.metric_by_group(none, runs, GROUPS, tmp_path / "a") == []
-    assert figures_runs.metric_vs_gap(none, runs, tmp_path / "b") == []
-    assert figures_runs.metric_vs_gap(metrics, runs.assign(loss_gap=None), tmp_path / "b") == []
-    assert figures_runs.training_curves([{**r, "history": None} for r in records], tmp_path / "c") == []
+    assert figures_groups.metric_by_group(none, runs, GROUPS, tmp_path / "a") == []
+    assert figures_groups.metric_vs_gap(none, runs, tmp_path / "b") == []
+    assert figures_groups.metric_vs_gap(metrics, runs.assign(loss_gap=None), tmp_path / "b") == []
+    assert figures_groups.training_curves([{**r, "history": None} for r in records], tmp_path / "c") == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_single_runs_and_many_panels_are_drawn(tmp_path: Path, figures: list[Figure]) -> None:
     runs, metrics, _ = example([f"group {i}" for i in range(8)], 1)
-    assert len(figures_runs.metric_by_group(metrics, runs, list(runs["group"]), tmp_path / "m")) == 2
+    assert len(figures_groups.metric_by_group(metrics, runs, list(runs["group"]), tmp_path / "m")) == 2
     one = metrics[metrics["metric"] == "path_norm"].assign(status="ok", value=1.0)
     many = pd.concat([one.assign(setting=f"rank={k}") for k in range(7)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures_runs, "MAX_PANELS", 6)
-        patch.setattr(figures_runs, "save", lambda figure, stem: figures.append(figure) or [])
-        figures_runs.metric_by_group(many, runs, ["group 0"], tmp_path / "n")
+        patch.setattr(figures_groups, "MAX_PANELS", 6)
+        patch.setattr(plotting, "save", lambda figure, stem: figures.append(figure) or [])
+        figures_groups.metric_by_group(many, runs, ["group 0"], tmp_path / "n")
     assert len(figures[-1].axes) == 6
     assert any("6 of 7 panels" in t for t in texts(figures[-1]))
 
 
 def test_curves_leave_out_what_a_log_axis_cannot_show() -> None:
     history = {"step": [0, 1, 2, 3], "train_loss": [2.0, 1.0, float("nan"), None]}
-    x, y = figures_runs.curve({"history": history}, "step")
+    x, y = figures_groups.curve({"history": history}, "step")
     assert (x.tolist(), y.tolist()) == ([1.0], [1.0])
 
 
@@ -177,7 +177,7 @@ def test_curves_leave_out_what_a_log_axis_cannot_show() -> None:
     ("value", "label"), [(0.0, "0"), (0.1 + 0.2, "0.3"), (3e-7, "3e-7"), (-2.5, "−2.5"), (1e5, "1e5"), (1500, "1500")]
 )
 def test_ticks_read_plainly(value: float, label: str) -> None:
-    assert figures_runs.tick(value) == label
+    assert plotting.tick(value) == label
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_ticks_read_plainly(value: float, label: str) -> None:
 def test_no_two_labels_overlap(groups: list[str], tmp_path: Path, figures: list[Figure]) -> None:
     draw_all(tmp_path, groups, 2, 7)
     (runs, exact), (_, kl) = radii("regret_exact"), radii("regret_kl_exact")
-    figures_runs.regret_by_radius(pd.concat([exact, kl]), runs, GROUPS, tmp_path / "r")
+    figures_groups.regret_by_radius(pd.concat([exact, kl]), runs, GROUPS, tmp_path / "r")
     for figure in figures:
         figure.canvas.draw()
         renderer = figure.canvas.get_renderer()
@@ -199,8 +199,8 @@ def test_no_two_labels_overlap(groups: list[str], tmp_path: Path, figures: list[
 def test_where_not_all_settings_fit_every_metric_is_shown_before_a_second_setting() -> None:
     shown = [(m, s, pd.DataFrame()) for m, s in (("a", "1"), ("a", "2"), ("a", "3"), ("b", "1"), ("b", "2"), ("c", ""))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures_runs, "MAX_PANELS", 4)
-        assert [(m, s) for m, s, _ in figures_runs._one_of_each(shown)] == [
+        patch.setattr(figures_groups, "MAX_PANELS", 4)
+        assert [(m, s) for m, s, _ in figures_groups._one_of_each(shown)] == [
             ("a", "1"),
             ("a", "2"),
             ("b", "1"),
@@ -216,8 +216,8 @@ def test_where_not_all_metrics_fit_those_that_follow_the_gap_best_are_shown(
     one = metrics[metrics["metric"] == "path_norm"].assign(status="ok")
     values = {"a": [1.0, 2, 3, 4, 5, 6], "b": [3.0, 1, 6, 2, 5, 4], "c": [6.0, 5, 4, 3, 2, 1], "d": [1.0] * 6}
     table = pd.concat([one.assign(setting=f"is={name}", value=v) for name, v in values.items()])
-    monkeypatch.setattr(figures_runs, "MAX_PANELS", 2)
-    figures_runs.metric_vs_gap(table, runs, tmp_path / "g")
+    monkeypatch.setattr(figures_groups, "MAX_PANELS", 2)
+    figures_groups.metric_vs_gap(table, runs, tmp_path / "g")
     said = " ".join(texts(figures[0]))
     assert "is=a" in said and "is=c" in said and "is=b" not in said and "is=d" not in said
     assert "the 2 largest |ρ| of 4" in said
