@@ -16,7 +16,7 @@ from landscape_cli import config, registry, store
 from landscape_cli.cli import surface as command
 from landscape_cli.config import Surface
 from landscape_cli.experiment import drawing, surface
-from landscape_cli.registry.entries import NEEDS, OPTIONS
+from landscape_cli.registry.entries import GIVEN, OPTIONS
 from landscape_cli.registry.errors import Fault
 from landscape_cli.report.figures import figures
 from landscape_cli.report.inputs import Inputs
@@ -61,7 +61,7 @@ def test_what_cannot_be_a_kind_is_refused() -> None:
 
     with pytest.raises(Fault, match="@surface: ring: takes at, neighbour, radius; due is def ring"):
         registry.surface(title="A ring", caption="A ring.")(ring)
-    assert "ring" not in KINDS and {need for kind in KINDS.values() for need in kind.facts["needs"]} == set(NEEDS)
+    assert "ring" not in KINDS and {need for kind in KINDS.values() for need in kind.facts["needs"]} == set(GIVEN)
 
 
 def test_a_kind_that_there_is_not() -> None:
