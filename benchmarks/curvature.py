@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landscape_cli import network, registry, training
-from landscape_cli.config.schema import DatasetOptions, Training
+from landscape_cli import config, network, registry, training
 from landscape_cli.curvature import traces
 from landscape_cli.curvature.objective import Objective, flatten
 from landscape_cli.data.datasets import Data, load
@@ -32,11 +31,9 @@ PROBES = 225  # of PyHessian, for about 3 % accuracy of the trace; its own stopp
 def minima(data: Data, seeds: int, activation: str = "relu") -> tuple[list[nn.Module], network.Params, network.Params]:
     """Networks trained with batch 10 to a training loss of 0.01, and the same as a stack."""
     stop = {"train_loss": 0.01, "max_epochs": 200}
-    settings = Training.model_validate({"lr": 0.1, "batch_size": 10, "stop": stop}).model_dump()
-    modules = [
-        build_module({"name": "mlp", "activation": activation}, data.input_shape, data.num_classes, seed)
-        for seed in range(seeds)
-    ]
+    settings = config.section("training", lr=0.1, batch_size=10, stop=stop)
+    model = config.section("model", name="mlp", activation=activation)
+    modules = [build_module(model, data.input_shape, data.num_classes, seed) for seed in range(seeds)]
     params, buffers = network.stack(modules)
     net, state = network.build(modules[0], data.input_shape), training.begin(params, settings)
     for o in training.train(net, data, [settings] * seeds, list(range(seeds)), state, buffers):
@@ -247,7 +244,7 @@ def main() -> None:
     torch.manual_seed(0)
     if options.net == "resnet20":
         return residual_net(options)
-    data = load({"name": "digits", **DatasetOptions().model_dump(), "train_size": 1000})
+    data = load(config.section("dataset", name="digits", train_size=1000))
     modules, _, _ = minima(data, options.nets)
     exact = point(modules, data, torch.float64)
     truth = {"trace": hessian_trace(exact).value, "top": hessian_top(exact, tolerance=1e-8).value}  # type: ignore[union-attr]

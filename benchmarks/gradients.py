@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from curvature import minima, point
 from torch import Tensor, nn
 
-from landscape_cli import network, registry
-from landscape_cli.config.schema import DatasetOptions
+from landscape_cli import config, network, registry
 from landscape_cli.curvature.objective import Objective, flatten
 from landscape_cli.data.datasets import Data, load
 from landscape_cli.metrics import gradients as metrics
@@ -121,7 +120,7 @@ def main() -> None:
     if options.partitions:  # first: the peak of a child starts at its parent's
         subprocess.run([sys.executable, __file__, "--wide", *sys.argv[1:]], check=True)
     torch.manual_seed(0)
-    data = load({"name": "digits", **DatasetOptions().model_dump(), "train_size": 1000})
+    data = load(config.section("dataset", name="digits", train_size=1000))
     modules, _, _ = minima(data, options.nets)
     singles = modules[: options.rival_nets]
 

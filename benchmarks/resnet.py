@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from landscape_cli import network
+from landscape_cli import config, network
 from landscape_cli.data.datasets import Data
 from landscape_cli.network.batchnorm_statistics import collect_statistics
 from landscape_cli.network.models import build_module
@@ -26,7 +26,8 @@ def images(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def minimum(n: int, epochs: int) -> tuple[nn.Module, Data]:
     """Trained on n images by SGD of batch 64; BatchNorm's statistics are those of all of them."""
     x, y = images(n)
-    module = build_module({"name": "resnet"}, (3, 32, 32), 10, 0).to(memory_format=torch.channels_last)
+    module = build_module(config.section("model", name="resnet"), (3, 32, 32), 10, 0)
+    module = module.to(memory_format=torch.channels_last)
     optimizer, rng = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9), torch.Generator().manual_seed(0)
     module.train()
     for _ in range(epochs):

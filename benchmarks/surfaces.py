@@ -19,8 +19,7 @@ from curvature import minima
 from resnet import minimum
 from torch import Tensor, nn
 
-from landscape_cli import network, registry
-from landscape_cli.config.schema import DatasetOptions
+from landscape_cli import config, network, registry
 from landscape_cli.curvature.objective import Objective, flatten
 from landscape_cli.data.datasets import Data, load
 from landscape_cli.surface.directions import random_directions
@@ -142,7 +141,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; best of {options.repetitions} interleaved")
     print(f"{'net':<10} {'way':<10} {'ms/point':>9} {'ratio':>7} {'target':>7} {'error':>9}")
     if options.only != "resnet20":
-        data = load({"name": "digits", **DatasetOptions().model_dump(), "train_size": 1000})
+        data = load(config.section("dataset", name="digits", train_size=1000))
         compare("mlp", minima(data, 1)[0][0].eval(), data, options.points, options)
     if options.only != "mlp":
         compare("resnet20", *minimum(options.images, options.epochs), options.steps, options)

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from landscape_cli import network, registry, training
-from landscape_cli.config.schema import DatasetOptions, Training
+from landscape_cli import config, network, registry, training
 from landscape_cli.data.datasets import Data, load
 from landscape_cli.network.models import build_module
 
@@ -27,8 +26,11 @@ CASES: list[tuple[str, dict[str, Any], int, float]] = [  # name, model, seeds, t
 
 def stacked(model: dict[str, Any], data: Data, seeds: int, epochs: int) -> tuple[float, list[float]]:
     """Seconds for each step of one model, all seeds trained as one stack, and the final training losses."""
-    settings = Training.model_validate({"lr": LR, "batch_size": BATCH, "stop": {"max_epochs": epochs}}).model_dump()
-    modules = [build_module(model, data.input_shape, data.num_classes, seed) for seed in range(seeds)]
+    section, settings = (
+        config.section("model", **model),
+        config.section("training", lr=LR, batch_size=BATCH, stop={"max_epochs": epochs}),
+    )
+    modules = [build_module(section, data.input_shape, data.num_classes, seed) for seed in range(seeds)]
     params, buffers = network.stack(modules)
     net = network.build(modules[0], data.input_shape)
     state = training.begin(params, settings)
@@ -43,9 +45,9 @@ def stacked(model: dict[str, Any], data: Data, seeds: int, epochs: int) -> tuple
 
 def standard(model: dict[str, Any], data: Data, seeds: int, epochs: int) -> tuple[float, list[float]]:
     """The same for a loop over seeds with DataLoader and torch.optim.SGD."""
-    total, steps, losses = 0.0, 0, []
+    total, steps, losses, section = 0.0, 0, [], config.section("model", **model)
     for seed in range(seeds):
-        module = build_module(model, data.input_shape, data.num_classes, seed)
+        module = build_module(section, data.input_shape, data.num_classes, seed)
         start = time.perf_counter()
         loader = DataLoader(TensorDataset(data.x_train, data.y_train), BATCH, shuffle=True)
         optimizer, criterion = torch.optim.SGD(module.parameters(), lr=LR), nn.CrossEntropyLoss()
@@ -78,7 +80,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     registry.load_plugins([])
-    data = load({"name": "digits", **DatasetOptions().model_dump(), "train_size": 1000})
+    data = load(config.section("dataset", name="digits", train_size=1000))
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; microseconds a model-step, best of", end=" ")
     print(f"{options.repetitions} interleaved repetitions (batch {BATCH}, lr {LR})")
     print(f"{'case':<12} {'seeds':>5} {'loop':>8} {'stacked':>8} {'ratio':>7} {'target':>7}   mean loss")

@@ -1,4 +1,4 @@
-"""Writes metrics.md, commands.md, results.md, the table in surfaces.md from code; essay.md, invariance.md from tables.
+"""Writes metrics, optimizers, commands, results, the table in surfaces.md from code; essay, invariance from tables.
 
 `--check` fails if they are not what it would write.
 """
@@ -15,6 +15,7 @@ from typing import get_type_hints
 from typer.models import ArgumentInfo, OptionInfo
 
 from landscape_cli import cli, registry
+from landscape_cli.config.yaml_tree import flow
 from landscape_cli.store.columns import RUN_COLUMNS, SWEPT
 
 HERE = Path(__file__).parent
@@ -101,6 +102,30 @@ def _yaml(value: object) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_yaml, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def optimizers_page() -> str:
+    """The reference of the optimizers that come with the package, with what is said of each setting."""
+    lines = [
+        "Their settings are keys of `training:`, beside `lr` and the others in [configuration](configuration.md):",
+        "`training: {optimizer: adam, lr: 0.001, batch_size: 10, beta1: 0.8}`. A setting that does nothing with the",
+        "chosen optimizer is an error, unless a grid sweeps `training.optimizer`. Runs that differ only in what is",
+        "marked with a star, or in `lr`, are trained together. `training.sharpness_aware` goes around any of them.",
+        "One of your own is a function in a [plugin](plugins.md).\n",
+    ]
+    own = [entry for entry in registry.REGISTRY["optimizer"].values() if entry.built_in]
+    return "\n".join([NOTE, "# Optimizers\n", *lines, *map(_optimizer, own)])
+
+
+def _optimizer(entry: registry.Entry) -> str:
+    about, star = registry.describe(entry), r"\*"
+    rows = [
+        f"| `{o['name']}`{star * (o['name'] in entry.per_run)} | `{flow(o['default'])}` "
+        f"| {o['type'].replace('|', 'or')} | {o['meaning'].rstrip('.')} |"
+        for o in about["options"]
+    ]
+    table = ["| key | default | type | meaning |", "|---|---|---|---|", *rows]
+    return f"## {entry.name}\n\n{entry.summary}\n\n" + "\n".join(table) + f"\n\nSource: {about['source']}\n"
 
 
 def commands_page() -> str:
@@ -194,7 +219,8 @@ def _kind(entry: registry.Entry) -> str:
 
 
 KINDS, END = "<!-- kinds: made by `python docs/generate.py` from @surface -->", "<!-- end -->"
-PAGES = {"metrics.md": metrics_page, "commands.md": commands_page, "results.md": results_page}
+PAGES = {"metrics.md": metrics_page, "optimizers.md": optimizers_page}
+PAGES |= {"commands.md": commands_page, "results.md": results_page}
 PAGES["surfaces.md"] = surfaces_page
 PAGES |= {f"{name}.md": partial(beside, name) for name in ("essay", "invariance")}
 

@@ -14,11 +14,10 @@ import torch
 
 from landscape_cli import config, network, registry, training
 from landscape_cli.__main__ import main
-from landscape_cli.config.schema import Training
+from landscape_cli.config import Training
 from landscape_cli.data.datasets import Data
 from landscape_cli.experiment import drawing, session
-from landscape_cli.network import Network
-from landscape_cli.network.models import build_module
+from landscape_cli.network import Network, models
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -53,11 +52,14 @@ def yaml_of(tree: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def settings_of(**changes: Any) -> dict[str, Any]:
-    """A complete `training` section."""
-    stop = changes.pop("stop", {"max_epochs": 3})
-    given = {"lr": 0.05, "batch_size": 10, "stop": stop} | changes
-    return Training.model_validate(given).model_dump()
+def settings_of(**changes: Any) -> Training:
+    """A `training` section."""
+    return config.section("training", **{"lr": 0.05, "batch_size": 10, "stop": {"max_epochs": 3}} | changes)
+
+
+def build_module(spec: dict[str, Any], input_shape: tuple[int, ...], num_classes: int, seed: int) -> torch.nn.Module:
+    """The module of a model that is written as in a config."""
+    return models.build_module(config.section("model", **spec), input_shape, num_classes, seed)
 
 
 def some_data(n: int = 40, shape: tuple[int, ...] = (6,), classes: int = 3, seed: int = 0) -> Data:
@@ -69,7 +71,7 @@ def some_data(n: int = 40, shape: tuple[int, ...] = (6,), classes: int = 3, seed
 
 
 def begin(
-    model: dict[str, Any], data: Data, settings: list[dict[str, Any]], seeds: list[int]
+    model: dict[str, Any], data: Data, settings: list[Training], seeds: list[int]
 ) -> tuple[Network, training.State, network.Params]:
     """A network with the state and buffers before the first step of its runs, in float64."""
     modules = [build_module(model, data.input_shape, data.num_classes, seed).double() for seed in seeds]

@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from conftest import some_data
+from conftest import build_module, some_data
 from torch import nn
 
 from landscape_cli import network
 from landscape_cli.curvature.objective import Objective, flatten
-from landscape_cli.network.models import build_module
 from landscape_cli.surface.directions import random_directions
 from landscape_cli.surface.values import Slice
 

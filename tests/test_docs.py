@@ -125,6 +125,17 @@ def test_every_command_option_and_metric_is_in_the_reference() -> None:
     assert re.findall(r"^### (\S+)", metrics, re.M) == own
 
 
+def test_every_optimizer_and_its_settings_are_in_the_reference() -> None:
+    registry.load_plugins([])
+    page = (ROOT / "docs" / "optimizers.md").read_text("utf-8")
+    own = {n: e for n, e in registry.REGISTRY["optimizer"].items() if e.built_in}
+    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", page, re.M | re.S))
+    assert list(sections) == list(own)
+    for name, entry in own.items():
+        rows = re.findall(r"^\| `(\w+)`.*\| (\S[^|]*) \|$", sections[name], re.M)
+        assert [key for key, meaning in rows if meaning] == list(entry.settings.model_fields), name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_relative_links_resolve(page: Path) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8"))
@@ -178,7 +189,7 @@ def test_yaml_and_python_in_documents_parse(page: str, tmp_path: Path) -> None:
 
 def test_every_key_of_a_config_is_documented() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text("utf-8")
-    sections = (schema.Experiment, schema.DatasetOptions, schema.Training, schema.Stop, schema.Audit, schema.Surface)
+    sections = (schema.Experiment, schema.Dataset, schema.Training, schema.Stop, schema.Audit, schema.Surface)
     keys = {key for section in sections for key in section.model_fields} - {"stop"}
     documented = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| ([^|]+) \|", text, re.M))))
     assert keys - documented == set()

@@ -30,7 +30,7 @@ app = typer.Typer(
 
 RESULTS = Path("results")
 Device = Literal["auto", "cpu", "cuda"]
-Shelf = Literal["metrics", "models", "datasets", "surfaces", "configs", "transforms"]
+Shelf = Literal["metrics", "models", "datasets", "optimizers", "surfaces", "configs", "transforms"]
 CONFIG = typer.Argument(
     help="A YAML file, or the name of one in ./configs or shipped with the package.", show_default=False
 )
@@ -140,7 +140,7 @@ def with_snapshots(experiment: Experiment, along: bool) -> Experiment:
         return experiment
     from landscape_cli import config
 
-    if not any(run.settings["training"]["snapshots"] for run in config.expand(experiment)):
+    if not any(run.settings.training.snapshots for run in config.expand(experiment)):
         remedy = "--set 'training.snapshots=[0, 1, 2, 5, 10]' (its runs are then trained anew)"
         raise Fault(f"--along: {experiment.name} keeps nothing on the way: add the epochs to keep, {remedy}")
     return experiment.model_copy(update={"along": True})

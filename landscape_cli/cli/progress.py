@@ -124,9 +124,9 @@ class Display:
         losses = [h["train_loss"][-1] for h in state.history if h["train_loss"]]
         loss = f"  loss {max(losses):.3g}" if losses else ""
         self.bars.update(self.work, completed=state.step)
-        stops = [stack[row].settings["training"]["stop"] for row in state.active]
+        stops = [stack[row].settings.training.stop for row in state.active]
         ends = [
-            forecast(state.history[row], stop["train_loss"], stop["max_epochs"], stop["max_steps"])
+            forecast(state.history[row], stop.train_loss, stop.max_epochs, stop.max_steps)
             for row, stop in zip(state.active, stops, strict=True)
         ]
         known, pace = [end for end in ends if end is not None], self._task.speed

@@ -4,18 +4,43 @@ Imports `registry` only. Begin with schema.py; reading.py reads a file, grid.py 
 """
 
 from landscape_cli.config.grid import Measurement, Run, expand, measurements, setting
-from landscape_cli.config.identity import canonical, digest
+from landscape_cli.config.identity import Settings, canonical, digest
 from landscape_cli.config.json_schema import json_schema
-from landscape_cli.config.reading import dump, find, of_settings, origins, read, resolve, shipped, summary
-from landscape_cli.config.schema import Audit, Compare, Experiment, Stop, Surface, Training
+from landscape_cli.config.reading import (
+    dump,
+    find,
+    of_settings,
+    origins,
+    read,
+    resolve,
+    section,
+    shipped,
+    summary,
+    trainings_of,
+)
+from landscape_cli.config.schema import (
+    Audit,
+    Compare,
+    Dataset,
+    Experiment,
+    Model,
+    SharpnessAware,
+    Stop,
+    Surface,
+    Training,
+)
 from landscape_cli.config.yaml_tree import Tree
 
 __all__ = [
     "Audit",
     "Compare",
+    "Dataset",
     "Experiment",
     "Measurement",
+    "Model",
     "Run",
+    "Settings",
+    "SharpnessAware",
     "Stop",
     "Surface",
     "Training",
@@ -31,7 +56,9 @@ __all__ = [
     "origins",
     "read",
     "resolve",
+    "section",
     "setting",
     "shipped",
     "summary",
+    "trainings_of",
 ]

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError, create_model
 
-from landscape_cli.config.identity import canonical
+from landscape_cli.config.identity import Settings, canonical
 from landscape_cli.config.problems import Known, Problem, did_you_mean, explain, unknown_key, unknown_name
-from landscape_cli.config.schema import NAMED, Experiment, Training, adapter, leaves, settings_of, takes_list
+from landscape_cli.config.schema import (
+    NAMED,
+    PRECISION,
+    SAM,
+    WHOLE,
+    Dataset,
+    Experiment,
+    Model,
+    Section,
+    Training,
+    leaves,
+    optimizers_with,
+    section_model,
+    takes_list,
+    training_model,
+)
 from landscape_cli.config.yaml_tree import Where, flow, kind, printable, show
 from landscape_cli.registry import REGISTRY, Entry
 
 MAX_RUNS = 100_000
 ONLY_WITH = {  # setting -> the setting without which it would do nothing, and the values of that
-    "momentum": ("optimizer", ["sgd", "sam"]),
-    "nesterov": ("optimizer", ["sgd", "sam"]),
-    "beta1": ("optimizer", ["adam"]),
-    "beta2": ("optimizer", ["adam"]),
-    "epsilon": ("optimizer", ["adam"]),
     "rho": ("optimizer", ["sam"]),
     "adaptive": ("optimizer", ["sam"]),
     "milestones": ("schedule", ["step"]),
@@ -31,19 +41,28 @@ ONLY_WITH = {  # setting -> the setting without which it would do nothing, and t
     "lr_base_batch": ("lr_scaling", ["linear", "sqrt"]),
 }
 SNAPSHOTS = "add the epochs to keep, snapshots: [0, 1, 2, 5, 10]"
-YOUNG = ("rho", "adaptive")  # came after the first results were made: runs that do without keep their ids
-YOUNGER = ("ghost_batch", "flip", "crop")  # likewise, of any optimizer; training does without what is not there
-YOUNGEST = {"validation": 0, "patience": None, "score": "loss"}  # likewise, of other sections, with their defaults
+UNREAD: dict[str, Section] = {  # in the place of sections that are checked on their own
+    "dataset": Dataset(name=""),
+    "model": Model(name=""),
+    "training": Training(lr=1.0, batch_size=1),
+}
 
 
-def top(data: dict[str, Any], known: Known) -> list[Problem]:
-    """Problems of all sections that name nothing registered, and of missing and unknown sections."""
+def top(data: dict[str, Any], sections: dict[str, Any], known: Known) -> list[Problem]:
+    """Problems outside of the sections that `section` checks, and of missing and unknown sections.
+
+    Args:
+        data: the config as read.
+        sections: what `section` made of those that it has; None where there are problems.
+        known: the keys of each section.
+    """
+    outline = data | {key: sections[key] or UNREAD[key] for key in UNREAD if key in data}
     try:
-        Experiment.model_validate(data)
+        Experiment.model_validate(outline)
     except ValidationError as error:
-        return [p for p in explain(error, data, (), known) if p.where[0] not in (*NAMED,) or p.where[0] not in data]
-    swept = data.get("grid", {}).get("training.snapshots", [])
-    if data.get("along") and not any([data["training"].get("snapshots"), *swept]):
+        return explain(error, outline, (), known)
+    training, swept = sections["training"], data.get("grid", {}).get("training.snapshots", [])
+    if data.get("along") and training and not any([training.snapshots, *swept]):
         return [Problem(("along",), f"does nothing without training.snapshots: {SNAPSHOTS}")]
     return []
 
@@ -55,27 +74,27 @@ def section(key: str, given: Any, known: Known) -> tuple[Any, list[Problem]]:
         key: dataset, model, training or precision.
         given: its value as read.
         known: the keys of each section.
-    Returns: plain values with all defaults (None if there are problems); the problems.
+    Returns: the typed section with all defaults (None if there are problems); the problems.
     """
     try:
         if key == "training" or key == "precision":
-            check = adapter(key)
-            return check.dump_python(check.validate_python(given), mode="json"), []
+            return (
+                training_model().model_validate(given) if key == "training" else PRECISION.validate_python(given)
+            ), []
         return _named("dataset" if key == "dataset" else "model", given)
     except ValidationError as error:
         return None, explain(error, given, (key,), known)
 
 
-def _named(key: Literal["dataset", "model"], given: Any) -> tuple[Any, list[Problem]]:
+def _named(key: Literal["dataset", "model"], given: Any) -> tuple[Section | None, list[Problem]]:
     if not isinstance(given, dict):
         return None, [Problem((key,), f"must be {{name: a {key}, its settings}}, got {kind(given)}")]
     if "name" not in given:
         return None, [Problem((key, "name"), "is missing: give it a value", at_key=True)]
-    settings = settings_of(key, given["name"])
-    if settings is None:
+    model = section_model(key, given["name"])
+    if model is None:
         return None, [Problem((key, "name"), unknown_name(key, given["name"], REGISTRY[key]))]
-    own = settings.model_validate({k: v for k, v in given.items() if k != "name"})
-    return {"name": given["name"], **own.model_dump(mode="json")}, []
+    return model.model_validate(given), []
 
 
 def put(values: Any, path: Where, value: Any) -> Any:
@@ -94,15 +113,16 @@ def grid(data: dict[str, Any], known: Known) -> tuple[dict[str, list[Any]], list
     normal: dict[str, list[Any]] = {}
     problems: list[Problem] = []
     given = data.get("grid")
-    for key, values in given.items() if isinstance(given, dict) else ():
+    given = given if isinstance(given, dict) else {}
+    for key, values in given.items():
         found: list[Problem] = []
         root, *rest = key.split(".")
         if root in NAMED and (root,) not in known:  # its name is unknown, which is said elsewhere
             continue
         if key not in leaves(known):
             found = [Problem(("grid", key), _no_leaf(key, known), at_key=True)]
-        elif root == "model" and rest and "model" in (given or {}):
-            found = [Problem(("grid", key), "model is swept as a whole: write it into its values", at_key=True)]
+        elif around := [whole for whole in WHOLE if key.startswith(f"{whole}.") and whole in given]:
+            found = [Problem(("grid", key), f"{around[0]} is swept as a whole: write it into its values", at_key=True)]
         elif isinstance(values, list) and isinstance(data.get(root), dict if rest else object):
             normal[key], found = _values(key, values, data.get(root), known)
         if found:
@@ -117,14 +137,14 @@ def _values(key: str, values: list[Any], base: Any, known: Known) -> tuple[list[
     problems: list[Problem] = []
     seen: set[str] = set()
     for i, value in enumerate(values):
-        whole, found = section(root, put(base, tuple(rest), value), known)
+        typed, found = section(root, put(base, tuple(rest), value), known)
         mine = [p for p in found if p.where[: len(target)] == target]
         problems += [Problem(("grid", key, i, *p.where[len(target) :]), p.text, p.at_key) for p in mine]
         if mine:
             continue
-        for part in rest if whole is not None else ():
-            whole = whole[part]
-        normal.append(value if whole is None else whole)  # None: its section has faults, which are told elsewhere
+        for part in rest if not found else ():
+            typed = getattr(typed, part)
+        normal.append(value if found else typed)  # its section has faults of its own, which are said elsewhere
         if canonical(normal[-1]) in seen:
             problems.append(Problem(("grid", key, i), f"{show(value)} is in the list twice"))
         seen.add(canonical(normal[-1]))
@@ -174,20 +194,19 @@ def compare(given: Any, normal: dict[str, list[Any]], swept: Any) -> tuple[Any, 
 
 
 def titles(values: list[Any]) -> list[Any]:
-    """What swept values are called: themselves, but for models, which are told by their name and what differs.
+    """What swept values are called: themselves, but for sections, which are told by their name and what differs.
 
     Args:
         values: of one key of the grid, sections with all their settings.
     """
-    sections = [value for value in values if isinstance(value, dict)]
-    if len(sections) < len(values):
-        return values
-    named = []
-    for one in sections:
-        alike = [other for other in sections if other["name"] == one["name"]]
-        differ = [k for k in one if any(canonical(other[k]) != canonical(one[k]) for other in alike)]
-        named.append(" ".join([one["name"], *(f"{k}={_title(one[k])}" for k in differ)]))
-    return named
+    return [_told(value, values) if isinstance(value, Section) else value for value in values]
+
+
+def _told(one: Section, values: list[Any]) -> str:
+    name = one.name if isinstance(one, Model) else ""
+    alike = [v for v in values if type(v) is type(one)]
+    differ = [k for k in type(one).model_fields if not name or any(getattr(v, k) != getattr(one, k) for v in alike)]
+    return " ".join([*([name] if name else []), *(f"{k}={_title(getattr(one, k))}" for k in differ)])
 
 
 def _title(value: Any) -> str:
@@ -280,58 +299,65 @@ def _only(settings: type[BaseModel], key: str) -> type[BaseModel]:
     return model
 
 
-def combinations(base: dict[str, Any], swept: dict[str, list[Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def combinations(base: Settings, swept: dict[str, list[Any]]) -> Iterator[tuple[dict[str, Any], Settings]]:
     """Every combination of the grid's values as `titles` calls them, the last key fastest, each with its settings."""
     pairs = [list(zip(titles(values), values, strict=True)) for values in swept.values()]
     for some in product(*pairs):
         chosen = dict(zip(swept, (title for title, _ in some), strict=True))
         settings = base
         for key, (_, value) in zip(swept, some, strict=True):
-            settings = put(settings, tuple(key.split(".")), value)
-        young = {"dataset": _without_youngest(settings["dataset"])}
-        yield chosen, deepcopy({**settings, **young, "training": _without_young(settings["training"])})
+            root, *rest = key.split(".")
+            settings = replace(settings, **{root: changed(getattr(settings, root), tuple(rest), value)})
+        yield chosen, settings
 
 
-def _without_young(training: dict[str, Any]) -> dict[str, Any]:
-    idle = (k for k in YOUNG if training[ONLY_WITH[k][0]] not in ONLY_WITH[k][1])
-    gone = {k for k in (*idle, *YOUNGER) if training[k] == Training.model_fields[k].default}
-    kept = {k: v for k, v in training.items() if k not in gone}
-    return kept | {"stop": _without_youngest(kept["stop"])}
+def changed(part: Any, path: Where, value: Any) -> Any:
+    """A section with one leaf changed, validated anew; with no path the value itself."""
+    return type(part).model_validate(put(part.model_dump(), path, value)) if path else value
 
 
-def _without_youngest(section: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in section.items() if k not in YOUNGEST or v != YOUNGEST[k]}
-
-
-def clashes(base: dict[str, Any], swept: dict[str, list[Any]], seeds: Any) -> list[Problem]:
+def clashes(base: Settings, swept: dict[str, list[Any]], seeds: Any) -> list[Problem]:
     """Settings that are fine one by one but not together, in any combination of the grid."""
     count = math.prod(map(len, swept.values())) * (seeds if type(seeds) is int else 1)
     if count > MAX_RUNS:
         return [Problem(("grid",), f"makes {count:,} runs with its seeds, at most {MAX_RUNS:,} are allowed")]
     problems: dict[Problem, None] = {}
     for chosen, settings in combinations(base, swept):
-        for where, text in _clashes(settings["dataset"], settings["training"], swept):
+        for where, text in [*_clashes(settings), *_idle(settings.training, swept)]:
             key = ".".join(where)
-            at = ("grid", key, swept[key].index(chosen[key])) if key in chosen else where
+            at = ("grid", key, titles(swept[key]).index(chosen[key])) if key in chosen else where
             problems[Problem(at, text)] = None
     return list(problems)
 
 
-def _clashes(data: dict[str, Any], training: dict[str, Any], swept: dict[str, Any]) -> Iterator[tuple[Where, str]]:
-    batch, size, stop = training["batch_size"], data["train_size"], training["stop"]
+def _clashes(settings: Settings) -> Iterator[tuple[Where, str]]:
+    data, training, stop = settings.dataset, settings.training, settings.training.stop
+    batch, size = training.batch_size, data.train_size
     if size is not None and batch != "full" and batch > size:
         yield ("training", "batch_size"), f"{batch} is more than dataset.train_size {size}: lower it, or write full"
-    if training["nesterov"] and training["momentum"] == 0:
+    if getattr(training, "nesterov", False) and getattr(training, "momentum", None) == 0:  # settings of optimizers
         yield ("training", "nesterov"), "needs momentum above 0"
-    if "patience" in stop and "validation" not in data:
+    if training.optimizer == SAM and training.sharpness_aware:
+        yield ("training", "sharpness_aware"), "is what optimizer sam means: write sgd, or leave it out"
+    if stop.patience is not None and not data.validation:
         yield ("training", "stop", "patience"), "needs samples that are held out: dataset.validation, 0.1 for a tenth"
-    if "patience" in stop and stop["train_loss"] is not None:
+    if stop.patience is not None and stop.train_loss is not None:
         yield ("training", "stop", "patience"), "keeps the best parameters, not those at train_loss: leave out one"
-    if "score" in stop and "patience" not in stop:
+    if stop.score != "loss" and stop.patience is None:
         yield ("training", "stop", "score"), "does nothing without patience"
-    if training["schedule"] == "step" and not training["milestones"]:
+    if training.schedule == "step" and not training.milestones:
         yield ("training", "schedule"), "step needs milestones, the epochs at which lr falls"
-    for key, (other, values) in ONLY_WITH.items():
-        default = Training.model_fields[key].default
-        if training.get(key, default) != default and training[other] not in values and f"training.{other}" not in swept:
-            yield ("training", key), f"does nothing with {other} {training[other]}, only with {' or '.join(values)}"
+
+
+def _idle(training: Training, swept: dict[str, Any]) -> Iterator[tuple[Where, str]]:
+    """Settings that are not at their default and do nothing in any combination."""
+    fields = type(training).model_fields
+    optimizers = {key: ("optimizer", optimizers_with(key)) for key in fields if optimizers_with(key)}
+    for key, (other, values) in (ONLY_WITH | optimizers).items():
+        given, chosen = getattr(training, key), getattr(training, other)
+        if given != fields[key].default and chosen not in values and f"training.{other}" not in swept:
+            yield ("training", key), f"does nothing with {other} {chosen}, only with {_any_of(values)}"
+
+
+def _any_of(names: list[str]) -> str:
+    return " or ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)

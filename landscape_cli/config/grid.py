@@ -5,25 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
 from landscape_cli.config import checks
-from landscape_cli.config.identity import canonical, run_id_of
+from landscape_cli.config.identity import Settings, canonical, run_id_of
 from landscape_cli.config.problems import dotted, explain
-from landscape_cli.config.schema import (
-    MEASURED,
-    Experiment,
-    takes_list,
-)
+from landscape_cli.config.schema import Experiment, takes_list
 from landscape_cli.config.yaml_tree import flow
 from landscape_cli.registry import REGISTRY, Entry
 from landscape_cli.registry.errors import Fault
-
-if TYPE_CHECKING:
-    pass
-
 
 Measurement = tuple[str, dict[str, Any]]  # a metric with its complete settings
 
@@ -36,12 +28,11 @@ class Run:
     group: str
     seed: int
     swept: dict[str, Any]
-    settings: dict[str, Any]
+    settings: Settings
 
 
-def _base(experiment: Experiment) -> dict[str, Any]:
-    whole = experiment.model_dump()
-    return {key: whole[key] for key in MEASURED}
+def _base(experiment: Experiment) -> Settings:
+    return Settings(experiment.dataset, experiment.model, experiment.training, experiment.precision)
 
 
 def expand(experiment: Experiment) -> list[Run]:

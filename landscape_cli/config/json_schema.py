@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from landscape_cli.config.schema import NAME, NAMED, Experiment, settings_of, takes_list
+from landscape_cli.config.schema import (
+    NAME,
+    NAMED,
+    Experiment,
+    optimizers_with,
+    section_model,
+    takes_list,
+    training_model,
+)
 from landscape_cli.registry import REGISTRY, Kind
 
 
@@ -16,6 +24,9 @@ def json_schema() -> dict[str, Any]:
     properties["name"]["pattern"] = f"^{NAME}$"
     for kind in NAMED:
         properties[kind] = {"anyOf": [_entry_schema(kind, name, shared) for name in sorted(REGISTRY[kind])]}
+    properties["training"] = _training_schema(shared)
+    for generic in ("Dataset", "Model", "Training"):  # each has its own, with its settings, by now
+        del shared[generic]
     names = sorted(REGISTRY["metric"])
     one = [{"enum": names}, *(_metric_schema(name, shared) for name in names)]
     properties["metrics"] = {"anyOf": [{"enum": ["default", "all"]}, {"type": "array", "items": {"anyOf": one}}]}
@@ -28,13 +39,20 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **root, "title": "landscape experiment"}
 
 
-def _entry_schema(kind: Kind, name: str, shared: dict[str, Any]) -> dict[str, Any]:
-    settings = settings_of(kind, name)
-    assert settings is not None
-    own = settings.model_json_schema()
+def _training_schema(shared: dict[str, Any]) -> dict[str, Any]:
+    own = training_model().model_json_schema()
     shared.update(own.pop("$defs", {}))
-    own["properties"] = {"name": {"const": name}, **own.get("properties", {})}
-    own["required"] = ["name", *own.get("required", [])]
+    for key in {key for e in REGISTRY["optimizer"].values() for key in e.settings.model_fields}:
+        own["properties"][key]["description"] = f"of {', '.join(optimizers_with(key))}"
+    return own
+
+
+def _entry_schema(kind: Kind, name: str, shared: dict[str, Any]) -> dict[str, Any]:
+    named = section_model(kind, name) if kind in NAMED else None
+    own = (named or REGISTRY[kind][name].settings).model_json_schema()
+    shared.update(own.pop("$defs", {}))
+    own["properties"] = own.get("properties", {}) | {"name": {"const": name}}
+    own["required"] = list(dict.fromkeys(["name", *own.get("required", [])]))
     return own | {"description": REGISTRY[kind][name].summary, "additionalProperties": False}
 
 

@@ -6,18 +6,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from landscape_cli.config import checks, yaml_tree
+from landscape_cli.config.identity import Settings
 from landscape_cli.config.problems import Problem, did_you_mean, dotted
-from landscape_cli.config.schema import (
-    MEASURED,
-    NAMED,
-    Experiment,
-    known_keys,
-)
+from landscape_cli.config.schema import MEASURED, Experiment, Training, known_keys
 from landscape_cli.config.yaml_tree import Tree, Where, flow, printable, shorten
 from landscape_cli.registry.errors import Fault
 
@@ -89,24 +85,54 @@ def resolve(tree: Tree) -> Experiment:
     Raises: Fault with every fault of the config, one line each and a copy of the line where it stands.
     """
     data, known = tree.data, known_keys(tree.data)
-    problems = checks.top(data, known)
-    normal = dict(data)
-    for key in NAMED:
-        if key in data:
-            normal[key], found = checks.section(key, data[key], known)
-            problems += found
+    read = {key: checks.section(key, data[key], known) for key in MEASURED if key in data}
+    sections = {"precision": "float32"} | {key: typed for key, (typed, _) in read.items()}
+    problems = [p for _, found in read.values() for p in found] + checks.top(data, sections, known)
+    normal = data | sections
     normal["grid"], found = checks.grid(data, known)
     problems += found
     normal["compare"], found = checks.compare(data.get("compare"), normal["grid"], data.get("grid"))
     problems += found
     normal["metrics"], found = checks.metrics(data.get("metrics", "default"))
     problems += found
-    base = {key: checks.section(key, data.get(key, "float32"), known)[0] for key in MEASURED}
-    if None not in base.values():
-        problems += checks.clashes(base, normal["grid"], data.get("seeds", 1))
+    if None not in sections.values() and sections.keys() == {*MEASURED}:
+        problems += checks.clashes(Settings(**sections), normal["grid"], data.get("seeds", 1))
     if problems:
         raise _fault(tree, problems)
     return Experiment.model_validate(normal)
+
+
+def section(key: Literal["dataset", "model", "training"], **given: Any) -> Any:
+    """One typed section, as a config would give it: `section("dataset", name="digits", train_size=1000)`.
+
+    Raises: Fault with everything that is wrong with it.
+    """
+    typed, problems = checks.section(key, given, known_keys({key: given}))
+    if problems:
+        raise Fault("\n".join(f"{dotted(p.where)}: {p.text}" for p in problems))
+    return typed
+
+
+def trainings_of(tree: Tree, runs: Iterable[dict[str, Any]]) -> Iterator[Training | None]:
+    """How runs of a config are trained, though it may name a model or dataset that is not registered here.
+
+    Args:
+        tree: from `read`.
+        runs: of each its values of the grid's keys, as `Run.swept` has them.
+    Yields: of each run; None if the section, or a value of the grid, is not valid.
+    """
+    known = known_keys(tree.data)
+    base, _ = checks.section("training", tree.data.get("training"), known)
+    grid, _ = checks.grid(tree.data, known)
+    for swept in runs:
+        training = base
+        for key, title in swept.items():
+            root, *rest = key.split(".")
+            if root == "training" and training:
+                values = grid.get(key, [])
+                found = [v for t, v in zip(checks.titles(values), values, strict=True) if t == title]
+                training = checks.changed(training, tuple(rest), found[0]) if found else None
+        yield training
 
 
 def _fault(tree: Tree, problems: list[Problem]) -> Fault:

@@ -10,16 +10,29 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SkipValidation, TypeAdapter, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    SkipValidation,
+    TypeAdapter,
+    create_model,
+)
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from landscape_cli.config.problems import Known
 from landscape_cli.config.yaml_tree import CONTROL
-from landscape_cli.registry import REGISTRY, Count, Kind, Natural, NonNegative, Positive, Share
+from landscape_cli.registry import REGISTRY, Count, Fault, Natural, NonNegative, Positive, Share
+from landscape_cli.registry.entries import PER_RUN
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}"
 NAMED: tuple[Literal["dataset", "model"], ...] = ("dataset", "model")
 MEASURED = ("dataset", "model", "training", "precision")  # the sections that make a run what it is, in this order
+WHOLE = ("model", "training.sharpness_aware")  # sections that a grid can sweep as a whole
+SAM, SAM_OF = "sam", "sgd"  # `optimizer: sam` says sgd with sharpness_aware; rho and adaptive are then beside it
 
 
 def _due(text: str) -> PydanticCustomError:
@@ -51,6 +64,7 @@ def _kind_of_surface(name: str) -> str:
 
 
 Precision = Literal["float32", "float64", "bfloat16"]
+PRECISION: TypeAdapter[Precision] = TypeAdapter(Precision)
 Metrics = str | list[str | dict[str, dict[str, Any]]]
 
 
@@ -60,9 +74,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
-class DatasetOptions(Section):
-    """Options that every dataset has."""
+class Model(Section):
+    """A network; `section_model` has its settings too."""
 
+    name: str
+
+
+class Dataset(Section):
+    """A dataset with the options that all have; `section_model` has its settings too."""
+
+    name: str
     train_size: Count | None = Field(None, description="keep so many training samples; null: all")
     label_noise: Annotated[float, Ge(0), Le(1)] = Field(0.0, description="share of training labels drawn anew")
     standardize: bool = Field(False, description="inputs to mean 0 and variance 1")
@@ -83,20 +104,22 @@ class Stop(Section):
     score: Literal["loss", "accuracy"] = Field("loss", description="of patience: what is taken of the validation set")
 
 
-class Training(Section):
-    """How a run is trained."""
+class SharpnessAware(Section):
+    """Gradients of a step are taken uphill of where it starts (SAM; ASAM if adaptive)."""
 
-    optimizer: Literal["sgd", "adam", "sam"] = "sgd"
+    rho: Positive = Field(0.05, description="length of the step up, in units of |w| if adaptive")
+    adaptive: bool = Field(False, description="the step up elementwise in proportion to |w| (ASAM)")
+
+
+class Training(Section):
+    """How a run is trained; `training_model` has the settings of all optimizers too."""
+
+    optimizer: str = "sgd"
     lr: Positive = Field(description="learning rate")
     batch_size: Count | Literal["full"] = Field(description="samples of a step, or full")
-    momentum: Share = Field(0.0, description="of sgd and sam")
-    nesterov: bool = Field(False, description="of sgd and sam, with momentum")
-    weight_decay: NonNegative = 0.0
-    beta1: Share = Field(0.9, description="of adam")
-    beta2: Share = Field(0.999, description="of adam")
-    epsilon: Positive = Field(1e-8, description="of adam")
-    rho: Positive = Field(0.05, description="of sam: length of the step up, in units of |w| if adaptive")
-    adaptive: bool = Field(False, description="of sam: the step up elementwise in proportion to |w| (ASAM)")
+    sharpness_aware: SharpnessAware | None = Field(None, description="SAM around the optimizer; null: none")
+    rho: Positive = Field(0.05, description="of optimizer sam, which is sgd with sharpness_aware: {rho, adaptive}")
+    adaptive: bool = Field(False, description="of optimizer sam")
     lr_scaling: Literal["none", "linear", "sqrt"] = Field("none", description="lr times batch_size / lr_base_batch")
     lr_base_batch: Count = Field(128, description="of lr_scaling")
     schedule: Literal["constant", "cosine", "step"] = Field("constant", description="cosine runs over max_epochs")
@@ -109,6 +132,16 @@ class Training(Section):
     crop: Natural = Field(0, description="pad images by so many pixels and cut a window out, likewise")
     stop: Stop = Stop()
     snapshots: Annotated[list[Natural], AfterValidator(_increasing)] = Field([], description="epochs to keep")
+
+    @property
+    def rule(self) -> str:
+        """The registered optimizer that takes the steps."""
+        return SAM_OF if self.optimizer == SAM else self.optimizer
+
+    @property
+    def ascent(self) -> SharpnessAware | None:
+        """How each step's gradient is taken, by either way of saying so."""
+        return SharpnessAware(rho=self.rho, adaptive=self.adaptive) if self.optimizer == SAM else self.sharpness_aware
 
 
 class Compare(Section):
@@ -152,9 +185,9 @@ class Experiment(Section):
     """A resolved config: every default filled in, every number of its proper type."""
 
     name: Annotated[str, AfterValidator(_name)]
-    dataset: dict[str, Any]
-    model: dict[str, Any]
-    training: Training
+    dataset: SerializeAsAny[Dataset]
+    model: SerializeAsAny[Model]
+    training: SerializeAsAny[Training]
     grid: dict[str, Annotated[list[Any], MinLen(1)]] = Field({}, description="every combination of these values")
     seeds: Count = Field(1, description="runs of each combination, seeds 0, 1, ...")
     precision: Precision = Field("float32", description="of training and metrics")
@@ -165,30 +198,61 @@ class Experiment(Section):
     surface: Surface | None = None
 
 
-def settings_of(kind: Kind, name: Any) -> type[BaseModel] | None:
-    """The settings of a registered thing, those of a dataset with the options that all have; None if unknown."""
+def section_model(kind: Literal["dataset", "model"], name: Any) -> type[Dataset] | type[Model] | None:
+    """The section that names this dataset or model, with its own settings; None if it is unknown."""
     entry = REGISTRY[kind].get(name) if isinstance(name, str) else None
-    if entry is None:
-        return None
-    return _with_options(entry.settings) if kind == "dataset" else entry.settings
+    return None if entry is None else _joined(entry.settings, Dataset if kind == "dataset" else Model)
 
 
 @cache
-def _with_options(settings: type[BaseModel]) -> type[BaseModel]:
-    return create_model(settings.__name__, __base__=(settings, DatasetOptions))
+def _joined(settings: type[BaseModel], base: type[Section]) -> Any:
+    return create_model(settings.__name__, __base__=(settings, base))
+
+
+def training_model() -> type[Training]:
+    """The training section, with the settings of every registered optimizer.
+
+    Raises: Fault if two things that a key would say have one name.
+    """
+    return _training(tuple(entry.settings for entry in REGISTRY["optimizer"].values()))
 
 
 @cache
-def adapter(section: Literal["training", "precision"]) -> TypeAdapter[Any]:
-    """Validates one of the sections that name nothing registered."""
-    return TypeAdapter(Training if section == "training" else Precision)
+def _training(optimizers: tuple[type[BaseModel], ...]) -> type[Training]:
+    names = [own.__name__ for own in optimizers]
+    fields: dict[str, Any] = {"optimizer": (Literal[tuple(_with_sam(names))], Field("sgd"))}
+    for own in optimizers:
+        for key, field in own.model_fields.items():
+            known = fields.setdefault(key, (field.annotation, field))[1]
+            if key in Training.model_fields or field.is_required() or _meaning(known) != _meaning(field):
+                due = (
+                    "needs a default, and a name of its own or the type and default of that name elsewhere in training"
+                )
+                raise Fault(f"optimizer {own.__name__}: setting {key}: {due}")
+    return create_model("Training", __base__=Training, **fields)
+
+
+def _meaning(field: FieldInfo) -> tuple[Any, ...]:
+    """What a setting is, wherever it is: its type, bounds and default."""
+    return field.annotation, field.default, sorted(repr(bound) for bound in field.metadata if bound != PER_RUN)
+
+
+def _with_sam(optimizers: list[str]) -> list[str]:
+    """Names of optimizers and, after the one that it stands for, `sam`."""
+    return [name for one in optimizers for name in ([one, SAM] if one == SAM_OF else [one])]
+
+
+def optimizers_with(setting: str) -> list[str]:
+    """What `training.optimizer` may be for this setting to do something."""
+    return _with_sam([e.name for e in REGISTRY["optimizer"].values() if setting in e.settings.model_fields])
 
 
 def known_keys(data: dict[str, Any]) -> Known:
     """The keys that each section takes, given the dataset and model that `data` names."""
     known: Known = {
         (): list(Experiment.model_fields),
-        ("training",): list(Training.model_fields),
+        ("training",): list(training_model().model_fields),
+        ("training", "sharpness_aware"): list(SharpnessAware.model_fields),
         ("training", "stop"): list(Stop.model_fields),
         ("compare",): list(Compare.model_fields),
         ("audit",): list(Audit.model_fields),
@@ -196,16 +260,16 @@ def known_keys(data: dict[str, Any]) -> Known:
     }
     for kind in NAMED:
         given = data.get(kind)
-        settings = settings_of(kind, given.get("name")) if isinstance(given, dict) else None
-        if settings:
-            known[kind,] = ["name", *settings.model_fields]
+        section = section_model(kind, given.get("name")) if isinstance(given, dict) else None
+        if section:
+            known[kind,] = list(section.model_fields)
     return known
 
 
 def leaves(known: Known) -> list[str]:
-    """The dotted keys that a grid can sweep; a model also as a whole."""
+    """The dotted keys that a grid can sweep; those in WHOLE also as a whole."""
     keys = [".".join((*s, k)) for s in known if s and s[0] in MEASURED for k in known[s] if (*s, k) not in known]
-    return [k for k in keys if k not in ("dataset.name", "model.name")] + ["model", "precision"]
+    return [k for k in keys if k not in ("dataset.name", "model.name")] + [*WHOLE, "precision"]
 
 
 def takes_list(annotation: Any) -> bool:

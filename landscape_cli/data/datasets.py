@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landscape_cli.config import Dataset
 from landscape_cli.registry import REGISTRY
 from landscape_cli.registry.errors import Fault
 
@@ -58,24 +59,21 @@ class Data:
         return total.hexdigest()
 
 
-def load(spec: dict[str, Any]) -> Data:
+def load(spec: Dataset) -> Data:
     """The dataset that a config names, with its options applied.
 
     Args:
-        spec: {"name": ..., settings}; train_size keeps the first samples of a shuffle by `seed`; label_noise is
+        spec: the section; train_size keeps the first samples of a shuffle by `seed`; label_noise is
             the share of training labels that are drawn anew, uniformly over the other classes; standardize
             shifts and scales inputs to mean 0 and variance 1 per channel (per set for flat inputs); validation is
             the share of the training samples, wrong labels among them, that is held out.
     Raises: Fault, exit code 5 if a file is missing, 2 if the data are unusable.
     """
-    entry = REGISTRY["dataset"][spec["name"]]
-    takes = entry.settings.model_fields
-    own = {k: v for k, v in spec.items() if k in takes}
-    x_train, y_train, x_test, y_test = (np.asarray(a) for a in entry.function(**own))
-    name = spec["name"]
+    name, entry = spec.name, REGISTRY["dataset"][spec.name]
+    x_train, y_train, x_test, y_test = (np.asarray(a) for a in entry.function(**entry.given(spec)))
     _check(name, x_train, y_train, x_test, y_test)
-    rng = np.random.Generator(np.random.PCG64([spec["seed"], 1]))
-    size = spec["train_size"] or len(x_train)
+    rng = np.random.Generator(np.random.PCG64([spec.seed, 1]))
+    size = spec.train_size or len(x_train)
     if size > len(x_train):
         raise Fault(f"dataset.train_size: {size} is more than the {len(x_train)} training samples of {name!r}")
     if size < len(x_train):
@@ -84,15 +82,15 @@ def load(spec: dict[str, Any]) -> Data:
     num_classes = int(max(y_train.max(), y_test.max())) + 1
     if num_classes < 2 or len(np.unique(y_train)) < 2:
         raise Fault(f"dataset {name!r}: the training labels hold one class only; there is nothing to learn")
-    if spec["label_noise"] > 0:
-        y_train = _relabel(y_train, spec["label_noise"], num_classes, rng)
+    if spec.label_noise > 0:
+        y_train = _relabel(y_train, spec.label_noise, num_classes, rng)
     x_train, x_test = x_train.astype(np.float32), x_test.astype(np.float32)
-    if spec["standardize"]:
+    if spec.standardize:
         x_train, x_test = _standardize(x_train, x_test)
     arrays = (x_train, y_train, x_test, y_test)
     x, y, x_, y_ = (torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)
     data = Data(x, y.long(), x_, y_.long(), num_classes)
-    return _hold_out(data, spec["validation"], spec["seed"]) if spec.get("validation") else data
+    return _hold_out(data, spec.validation, spec.seed) if spec.validation else data
 
 
 def _hold_out(data: Data, share: float, seed: int) -> Data:

@@ -11,7 +11,7 @@ import torch
 from landscape_cli import config, engine, store
 from landscape_cli.audit import table as audit
 from landscape_cli.audit.transforms import Minima, alpha_groups
-from landscape_cli.config import Experiment
+from landscape_cli.config import Experiment, Settings
 from landscape_cli.experiment import adopted, cell_records, drawing, measure
 from landscape_cli.experiment.result_tables import runs_table
 from landscape_cli.experiment.session import Record, Session, writing
@@ -73,7 +73,7 @@ def _audited(base: Experiment) -> Wanted:
 
 
 def _audit(
-    session: Session, chosen: list[Record], records: dict[str, Record], settings_of: dict[str, Any], wanted: Wanted
+    session: Session, chosen: list[Record], records: dict[str, Record], settings_of: dict[str, Settings], wanted: Wanted
 ) -> tuple[DataFrame, list[str]]:
     asked, rows = session.experiment.audit or config.Audit(), []
     said: dict[str, None] = {}
@@ -112,7 +112,7 @@ def _audit(
     return table, list(said)
 
 
-def of_record(session: Session, record: Record, settings: dict[str, Any], others: list[Record]) -> tuple[Point, Minima]:
+def of_record(session: Session, record: Record, settings: Settings, others: list[Record]) -> tuple[Point, Minima]:
     """The minimum of a run in float64, with its data and one other minimum; and the same as the transforms take it."""
     plain = measure.point(session, [record], settings)
     module, shape = session.module(settings).double(), session.data(settings).input_shape

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from landscape_cli import config, store
-from landscape_cli.config import Measurement
+from landscape_cli.config import Measurement, Settings
 from landscape_cli.config.grid import setting
 from landscape_cli.experiment import snapshots
 from landscape_cli.experiment.session import Record, Session
@@ -21,7 +21,7 @@ from landscape_cli.store import checkpoints
 Cell = dict[str, Any]
 
 
-def keys_of(settings: dict[str, Any]) -> Callable[[Measurement, int | None], str]:
+def keys_of(settings: Settings) -> Callable[[Measurement, int | None], str]:
     """What a cell's content depends on, besides the minimum: metric, version, its settings, data, model, precision.
 
     At a snapshot its epoch too: all cells of a run lie in one file.
@@ -30,7 +30,7 @@ def keys_of(settings: dict[str, Any]) -> Callable[[Measurement, int | None], str
         settings: of the run.
     Returns: a function of a measurement and an epoch (None for the minimum): hexadecimal digits.
     """
-    seen = {k: settings[k] for k in ("dataset", "model", "precision")}
+    seen = {k: settings.hashed[k] for k in ("dataset", "model", "precision")}
     text = config.canonical(seen)
 
     def key(measurement: Measurement, epoch: int | None = None) -> str:
@@ -48,7 +48,7 @@ def keys_of(settings: dict[str, Any]) -> Callable[[Measurement, int | None], str
 _keys: dict[tuple[Any, ...], str] = {}
 
 
-def key_of(settings: dict[str, Any], measurement: Measurement, epoch: int | None = None) -> str:
+def key_of(settings: Settings, measurement: Measurement, epoch: int | None = None) -> str:
     """`keys_of` for one cell."""
     return keys_of(settings)(measurement, epoch)
 
@@ -58,7 +58,7 @@ def has_failed(cell: Cell) -> bool:
     return any(row["status"] == "failed" for row in cell["rows"])
 
 
-def alike(session: Session, records: dict[str, Record], settings_of: dict[str, Any]) -> dict[str, list[Record]]:
+def alike(session: Session, records: dict[str, Record], settings_of: dict[str, Settings]) -> dict[str, list[Record]]:
     """What a metric of pairs looks at: for each minimum those with equal names and shapes of parameters, itself too.
 
     Those of diverged runs are left out.
@@ -67,7 +67,7 @@ def alike(session: Session, records: dict[str, Record], settings_of: dict[str, A
     classes: dict[Any, list[Record]] = {}
     found = {}
     for run_id, record in records.items():
-        made_of = config.canonical({k: settings_of[run_id][k] for k in ("dataset", "model")})
+        made_of = config.canonical([settings_of[run_id].dataset, settings_of[run_id].model])
         if made_of not in layouts:
             layouts[made_of] = session.seen.read(session.folder / record["minimum"]["file"], checkpoints.layout)
         found[run_id] = classes.setdefault(layouts[made_of], [])
@@ -77,7 +77,7 @@ def alike(session: Session, records: dict[str, Record], settings_of: dict[str, A
 
 
 def inputs_of(
-    session: Session, records: dict[str, Record], settings_of: dict[str, Any]
+    session: Session, records: dict[str, Record], settings_of: dict[str, Settings]
 ) -> Callable[[str, Record], str]:
     """A function of a metric and a record: the hash of the minimum, or of all minima, that its cell is made from."""
     others: dict[str, list[str]] = {}
@@ -160,9 +160,7 @@ def _numbers(values: torch.Tensor) -> list[float | None]:
     return [v if math.isfinite(v) else None for v in values.detach().tolist()]
 
 
-def cell_of(
-    record: Record, settings: dict[str, Any], what: Measurement, rows: list[dict[str, Any]], seconds: float
-) -> Cell:
+def cell_of(record: Record, settings: Settings, what: Measurement, rows: list[dict[str, Any]], seconds: float) -> Cell:
     """A cell of one run, metric and setting."""
     epoch = record.get("epoch")
     return {
@@ -177,7 +175,7 @@ def cell_of(
     }
 
 
-def current(session: Session, records: dict[str, Record], settings_of: dict[str, Any]) -> list[Cell]:
+def current(session: Session, records: dict[str, Record], settings_of: dict[str, Settings]) -> list[Cell]:
     """All cells of these minima and their snapshots that are not stale: their key and the hash of the file are today's.
 
     A cell whose vectors are missing or damaged counts as missing; so do those of a snapshot that is gone.

@@ -72,8 +72,8 @@ def _locks(results: Path) -> list[Finding]:
 def _networks(session: Session) -> list[Finding]:
     """How each model of the experiment is run, and the layer that stands in the way if not as a stack."""
     found = []
-    for settings in {str(run.settings["model"]): run.settings for run in session.runs}.values():
-        network, name = session.network(settings), settings["model"]["name"]
+    for settings in {str(run.settings.model): run.settings for run in session.runs}.values():
+        network, name = session.network(settings), settings.model.name
         slow = f"{network.reason}: correct but slower; use layers that `landscape_cli/network/layers.py` lists"
         found.append(_finding(f"model {name}", network.kind, "" if network.kind == "stacked" else slow))
     return found

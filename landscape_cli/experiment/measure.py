@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from landscape_cli import config, engine, store
-from landscape_cli.config import Measurement
+from landscape_cli.config import Measurement, Settings
 from landscape_cli.curvature.objective import Objective, flatten
 from landscape_cli.experiment import snapshots
 from landscape_cli.experiment.cell_records import (
@@ -47,7 +47,7 @@ def measure_missing(
     session: Session,
     records: dict[str, Record],
     wanted: list[Measurement],
-    settings_of: dict[str, Any],
+    settings_of: dict[str, Settings],
     along: bool = False,
 ) -> None:
     """Run the wanted metrics on every minimum that lacks a cell of them, stack by stack.
@@ -98,7 +98,7 @@ def _stacks(records: dict[str, Record]) -> list[list[str]]:
 
 
 def point(
-    session: Session, records: list[Record], settings: dict[str, Any], settings_of: dict[str, Any] | None = None
+    session: Session, records: list[Record], settings: Settings, settings_of: dict[str, Settings] | None = None
 ) -> Point:
     """The stack of minima (or snapshots) of these runs with its data.
 
@@ -127,7 +127,7 @@ def point(
 
 
 def peers_of(
-    session: Session, records: dict[str, Record], settings_of: dict[str, Any]
+    session: Session, records: dict[str, Record], settings_of: dict[str, Settings]
 ) -> Callable[[str, Point], dict[str, torch.Tensor]]:
     """A function of a run and its point: run id -> parameters (p,), of the minima like it; each file is read once."""
     found = cache(lambda: alike(session, records, settings_of))
@@ -186,7 +186,7 @@ def _measure(
     session: Session,
     at: Point,
     records: list[Record],
-    settings: dict[str, Any],
+    settings: Settings,
     what: Measurement,
     lacks: Callable[[Record, Measurement], bool],
     inputs: Callable[[str, Record], str],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from landscape_cli import store
+from landscape_cli.config import Settings
 from landscape_cli.experiment import cell_records
 from landscape_cli.experiment.session import Record, Session
 from landscape_cli.registry import REGISTRY
@@ -22,7 +23,7 @@ def runs_table(session: Session) -> DataFrame:
     return table
 
 
-def metrics_table(session: Session, records: dict[str, Record], settings_of: dict[str, Any]) -> DataFrame:
+def metrics_table(session: Session, records: dict[str, Record], settings_of: dict[str, Settings]) -> DataFrame:
     """metrics.csv, which is returned, and tables/<metric>.csv of the metrics that give curves: all from the cells."""
     cells = cell_records.current(session, records, settings_of)
     table = store.metrics_table(cells, list(records.values()), list(REGISTRY["metric"]))

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from landscape_cli import config, engine, network, registry, store
-from landscape_cli.config import Experiment, Run
+from landscape_cli.config import Experiment, Run, Settings
 from landscape_cli.data.datasets import Data
 from landscape_cli.data.datasets import load as load_data
 from landscape_cli.engine import Watch, contained
@@ -43,30 +43,30 @@ class Session:
     _data: dict[str, Data] = field(default_factory=dict)
     _hashes: dict[str, str] = field(default_factory=dict)
 
-    def data(self, settings: dict[str, Any]) -> Data:
+    def data(self, settings: Settings) -> Data:
         """The dataset of a run on the device, loaded once."""
-        key = config.canonical(settings["dataset"])
+        key = config.canonical(settings.dataset)
         if key not in self._data:
-            self._data[key] = load_data(settings["dataset"]).to(self.device, dtype(settings))
+            self._data[key] = load_data(settings.dataset).to(self.device, dtype(settings))
         return self._data[key]
 
-    def module(self, settings: dict[str, Any], seed: int = 0) -> nn.Module:
+    def module(self, settings: Settings, seed: int = 0) -> nn.Module:
         """A run's module as initialized by its seed."""
         data = self.data(settings)
-        module = build_module(settings["model"], data.input_shape, data.num_classes, seed)
+        module = build_module(settings.model, data.input_shape, data.num_classes, seed)
         return module.to(self.device, dtype(settings))
 
-    def network(self, settings: dict[str, Any]) -> Network:
+    def network(self, settings: Settings) -> Network:
         """How a stack of a run's module is run."""
-        compute = torch.bfloat16 if settings["precision"] == "bfloat16" else dtype(settings)
+        compute = torch.bfloat16 if settings.precision == "bfloat16" else dtype(settings)
         return network.build(self.module(settings), self.data(settings).input_shape, compute)
 
-    def data_hash(self, settings: dict[str, Any]) -> str:
+    def data_hash(self, settings: Settings) -> str:
         """Hash of the user's own data file, so that new data are new runs; empty for datasets without a file."""
-        path = settings["dataset"].get("path")
+        path = getattr(settings.dataset, "path", None)
         if path is None:
             return ""
-        key = config.canonical(settings["dataset"])
+        key = config.canonical(settings.dataset)
         if key not in self._hashes:
             if not Path(path).is_file():
                 self.data(settings)  # says what is missing
@@ -96,9 +96,9 @@ class Session:
         return list(dict.fromkeys(run.group for run in self.runs))
 
 
-def dtype(settings: dict[str, Any]) -> torch.dtype:
+def dtype(settings: Settings) -> torch.dtype:
     """Type of parameters and inputs; bfloat16 is a type of the forward pass only."""
-    return torch.float64 if settings["precision"] == "float64" else torch.float32
+    return torch.float64 if settings.precision == "float64" else torch.float32
 
 
 def resolve(tree: config.Tree, plugins: Sequence[str] = (), seeds: int | None = None) -> Experiment:
@@ -126,7 +126,7 @@ def open_session(experiment: Experiment, results: Path, device: str = "auto", wa
     config.measurements(experiment)
     records = session.finished()
     for run in {stacks.shape_key(run): run for run in session.runs if run.run_id not in records}.values():
-        n, batch = len(session.data(run.settings).y_train), run.settings["training"]["batch_size"]
+        n, batch = len(session.data(run.settings).y_train), run.settings.training.batch_size
         if batch != "full" and batch > n:
             raise Fault(f"training.batch_size: {batch} is more than the {n} training samples; `full` takes them all")
         session.module(run.settings)

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+from landscape_cli.config import Settings
 from landscape_cli.experiment.session import Record, Session
 from landscape_cli.registry.errors import Fault
 from landscape_cli.store import checkpoints
 from landscape_cli.store.checkpoints import snapshot_file
-from landscape_cli.training import batch_of
-
-SCALED = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}  # lr goes with this power of the batch size
+from landscape_cli.training import batch_of, scaling
 
 
-def epochs(settings: dict[str, Any], record: Record | None = None) -> list[int]:
+def epochs(settings: Settings, record: Record | None = None) -> list[int]:
     """Epochs at which a run keeps a snapshot: those that it is told to, up to where it ends.
 
     Args:
         settings: resolved, of the run.
         record: of the finished run; without it, the end is the limit.
     """
-    end = settings["training"]["stop"]["max_epochs"] if record is None else record["epochs"]
-    return [epoch for epoch in settings["training"]["snapshots"] if end is not None and epoch <= end]
+    end = settings.training.stop.max_epochs if record is None else record["epochs"]
+    return [epoch for epoch in settings.training.snapshots if end is not None and epoch <= end]
 
 
 def at_epoch(session: Session, record: Record, epoch: int) -> Record | None:
@@ -54,7 +52,7 @@ def _remedy(session: Session, run_id: str) -> str:
 
 
 def by_epoch(
-    session: Session, records: Mapping[str, Record], settings_of: Mapping[str, dict[str, Any]]
+    session: Session, records: Mapping[str, Record], settings_of: Mapping[str, Settings]
 ) -> list[dict[str, Record]]:
     """What there is on the way, epoch by epoch: run id -> the record of the run at that snapshot."""
     found: dict[int, dict[str, Record]] = {}
@@ -84,7 +82,7 @@ def read(session: Session, record: Record, module: nn.Module) -> checkpoints.Min
     return found
 
 
-def training_facts(session: Session, record: Record, settings: dict[str, Any]) -> dict[str, Any] | None:
+def training_facts(session: Session, record: Record, settings: Settings) -> dict[str, Any] | None:
     """How a network came about, as `Point.training` has it.
 
     Args:
@@ -96,16 +94,16 @@ def training_facts(session: Session, record: Record, settings: dict[str, Any]) -
     """
     if record["steps"] is None:
         return None
-    own, n = settings["training"], len(session.data(settings).y_train)
+    own, n = settings.training, len(session.data(settings).y_train)
     batch, history = batch_of(own, n), record["history"]
     steps = record["epoch"] * -(-n // batch) if "epoch" in record else record["steps"]
-    lr = own["lr"] * math.pow(batch / own["lr_base_batch"], SCALED[own["lr_scaling"]])
+    lr = own.lr * scaling(own, batch)
     passed = [i for i, epoch in enumerate(history["epoch"]) if epoch <= record["epochs"]]
     known = {name: [values[i] for i in passed] for name, values in history.items()}
     return {"steps": steps, "epochs": record["epochs"], "lr": lr, "batch_size": batch, "history": known}
 
 
-def before_the_end(session: Session, record: Record, settings: Any) -> list[Record]:
+def before_the_end(session: Session, record: Record, settings: Settings) -> list[Record]:
     """Records of a run's snapshots, but for one that is the minimum itself."""
     early = [e for e in epochs(settings, record) if e < record["epochs"]]
     return [one for e in early if (one := at_epoch(session, record, e))]

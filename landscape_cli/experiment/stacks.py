@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,14 @@ from torch import nn
 from landscape_cli import store
 from landscape_cli.config import Run, canonical, digest
 from landscape_cli.network import Params
-from landscape_cli.training import PER_RUN, State, batch_of, stack_size, work_of
+from landscape_cli.training import State, batch_of, common, stack_size, work_of
 
 FORMAT = 1
 
 
 def shape_key(run: Run) -> str:
     """Runs with equal keys can be trained together: all settings but those that may differ inside a stack."""
-    training = {k: v for k, v in run.settings["training"].items() if k not in PER_RUN}
-    return canonical(run.settings | {"training": training})
+    return canonical(replace(run.settings, training=common(run.settings.training)).hashed)
 
 
 def plan(folder: Path, runs: list[Run], done: dict[str, list[str]], module_of: Any, shape_of: Any) -> list[list[Run]]:
@@ -62,7 +62,7 @@ def work(run: Run, module: nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-adds of one of its steps on training inputs of this shape, (n, ...), roughly."""
     parameters = sum(p.numel() for p in module.parameters())
     convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
-    batch = batch_of(run.settings["training"], shape[0])
+    batch = batch_of(run.settings.training, shape[0])
     return work_of(parameters, batch, prod(shape[2:]) if convolutional else 0)
 
 

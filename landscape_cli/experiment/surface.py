@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from landscape_cli import config, store
-from landscape_cli.config import Surface
+from landscape_cli.config import Settings, Surface
 from landscape_cli.experiment import adopted, drawing, measure, surface_tables
 from landscape_cli.experiment.result_tables import runs_table
 from landscape_cli.experiment.session import Record, Session, writing
@@ -119,7 +119,7 @@ def _alike(minima: list[Params]) -> bool:
 
 
 def surfaces_of(
-    session: Session, records: list[Record], settings_of: dict[str, Any], request: Surface
+    session: Session, records: list[Record], settings_of: dict[str, Settings], request: Surface
 ) -> dict[str, DataFrame]:
     """The surfaces of these minima, in the folder of a session that is being written; run id -> its values.
 
@@ -165,11 +165,11 @@ def check(session: Session, request: Surface) -> None:
     settings_of = {run.run_id: run.settings for run in session.runs}
     chosen = _chosen(session, request, session.runs)
     for section in ("model", "dataset", "precision") if _needs(request, "other") else ():
-        if len({config.canonical(settings_of[run_id][section]) for run_id in chosen}) > 1:
+        if len({config.canonical(getattr(settings_of[run_id], section)) for run_id in chosen}) > 1:
             pair = " and ".join(chosen)
             raise Fault(f"--kind {request.kind}: {pair} differ in {section}: name two runs of one with --runs A,B")
     for run_id in chosen:
-        if _needs(request, "snapshots") and len(settings_of[run_id]["training"]["snapshots"]) < 3:
+        if _needs(request, "snapshots") and len(settings_of[run_id].training.snapshots) < 3:
             raise Fault(f"{run_id}: {_snapshots_due(request.kind)}")
         if request.directions:
             shapes = {n: tuple(p.shape) for n, p in session.module(settings_of[run_id]).named_parameters()}
@@ -210,7 +210,7 @@ def _check(request: Surface) -> None:
 
 
 def _surface(
-    session: Session, record: Record, other: Record | None, settings_of: dict[str, Any], request: Surface
+    session: Session, record: Record, other: Record | None, settings_of: dict[str, Settings], request: Surface
 ) -> DataFrame:
     """The files of one surface, made from what is present of them and what is missing; the values are returned."""
     settings, name = settings_of[record["run_id"]], f"{record['run_id']}-{request.kind}"
@@ -222,8 +222,9 @@ def _surface(
     tensors = vectors.names(found.draws)
     facts = request.model_dump(exclude={"runs", "directions", "curvature"}) | {"version": VERSION, "ends": found.ends}
     facts |= dict.fromkeys(key for key in _idle(request.kind, request.directions) if key in RANDOM)
-    facts |= {"minima": [r["minimum"]["sha256"] for r in (record, other) if r], "precision": settings["precision"]}
-    facts |= {"dataset": settings["dataset"], "data": session.data_hash(settings), "values": vectors.digest(tensors)}
+    facts |= {"minima": [r["minimum"]["sha256"] for r in (record, other) if r], "precision": settings.precision}
+    facts |= {"dataset": settings.hashed["dataset"], "data": session.data_hash(settings)}
+    facts |= {"values": vectors.digest(tensors)}
     key, vouching, parts = config.digest(facts, 16), folder / f"{name}.safetensors", _made(folder / f"{name}.parts")
     rule = request.batchnorm or KINDS[request.kind].facts["batchnorm"]
     work = surface_tables.Survey(session, at, found, rule, grid(found.ends, request.points), parts, key, name)
@@ -237,7 +238,9 @@ def _surface(
     return store.read_table(folder / f"{name}.csv")
 
 
-def _jobs(work: surface_tables.Survey, record: Record, settings: Any, curvature: bool) -> dict[str, Callable[[], Any]]:
+def _jobs(
+    work: surface_tables.Survey, record: Record, settings: Settings, curvature: bool
+) -> dict[str, Callable[[], Any]]:
     """File name -> what makes its table."""
     jobs: dict[str, Callable[[], DataFrame]] = {f"{work.name}.csv": work.losses}
     if work.span.snapshots is not None:
@@ -300,7 +303,7 @@ def _snapshots_due(kind: str) -> str:
     return f"--kind {kind}: {due}"
 
 
-def snapshots_of(session: Session, record: Record, settings: Any, kind: str) -> Tensor:
+def snapshots_of(session: Session, record: Record, settings: Settings, kind: str) -> Tensor:
     """The snapshots of a run before its end (n, p), in float64.
 
     Raises: Fault if there are fewer than three.

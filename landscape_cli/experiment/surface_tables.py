@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from landscape_cli import engine, store
+from landscape_cli.config import Settings
 from landscape_cli.curvature.objective import flatten
 from landscape_cli.experiment import measure
 from landscape_cli.experiment.session import Record, Session
@@ -143,7 +144,7 @@ def curvatures(cut: Slice, xy: Tensor) -> Rows:
     return rows
 
 
-def snapshots(work: Survey, record: Record, settings: dict[str, Any]) -> DataFrame:
+def snapshots(work: Survey, record: Record, settings: Settings) -> DataFrame:
     """epoch, x, y, off_plane, split, loss, accuracy, projected_loss, projected_accuracy, status.
 
     The loss at each snapshot with its own BatchNorm statistics, and that at its shadow on the plane; both are in

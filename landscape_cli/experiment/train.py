@@ -58,7 +58,7 @@ def _train_stack(session: Session, stack: list[Run]) -> None:
     params, buffers = network.stack([session.module(settings, seed) for seed in seeds])
     stacks.start(session.folder, stack)
     session.watch("stack", {"stack": stack})
-    own = [run.settings["training"] for run in stack]
+    own = [run.settings.training for run in stack]
     state = stacks.load(session.folder, stack, list(params), session.device, session.warnings)
     state = state or training.begin(params, own[0])
     last = time.monotonic()
@@ -82,7 +82,7 @@ def _train_stack(session: Session, stack: list[Run]) -> None:
         store.write(session.folder / record["minimum"]["file"], data_bytes)
         record["minimum"]["sha256"] = store.file_hash(session.folder / record["minimum"]["file"])
         record["stack"] = [member.run_id for member in stack]
-        wanted = [e for e in run.settings["training"]["snapshots"] if e <= outcome.epochs]
+        wanted = [e for e in run.settings.training.snapshots if e <= outcome.epochs]
         kept = {e: session.folder / snapshot_file(run.run_id, e) for e in wanted}
         record["snapshots"] = {str(e): store.file_hash(file) for e, file in kept.items() if file.is_file()}
         store.write_runs(session.folder, [record])
@@ -91,8 +91,8 @@ def _train_stack(session: Session, stack: list[Run]) -> None:
 
 
 def _minimum_bytes(session: Session, run: Run, outcome: training.Outcome, first: Params) -> bytes:
-    about = {"run_id": run.run_id, "seed": run.seed, "epoch": outcome.epochs, "settings": run.settings}
-    about |= {"config_hash": config.digest(run.settings, 64), "data": session.data_hash(run.settings)}
+    about = {"run_id": run.run_id, "seed": run.seed, "epoch": outcome.epochs, "settings": run.settings.hashed}
+    about |= {"config_hash": config.digest(run.settings.hashed, 64), "data": session.data_hash(run.settings)}
     params, buffers, initial = (network.unstack(side, 0) for side in (outcome.params, outcome.buffers, first))
     return checkpoints.to_bytes(checkpoints.Minimum(params, buffers, initial, about))
 

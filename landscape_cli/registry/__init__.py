@@ -1,5 +1,5 @@
-"""What can be registered, by decorator, with its settings: models, datasets, metrics, kinds of surface; and the error
-that users see.
+"""What can be registered, by decorator, with its settings: models, datasets, optimizers, metrics, kinds of
+surface; and the error that users see.
 
 The ground floor: imports no other package of ours, neither torch nor pydantic, so that `landscape --help` is instant.
 Begin with entries.py.
@@ -18,8 +18,10 @@ from landscape_cli.registry.entries import (
     InAudit,
     Invariance,
     Kind,
+    Named,
     Natural,
     NonNegative,
+    PerRun,
     Positive,
     Share,
     Tolerance,
@@ -28,6 +30,7 @@ from landscape_cli.registry.entries import (
     metric,
     model,
     needs,
+    optimizer,
     same_as,
     surface,
 )
@@ -48,8 +51,10 @@ __all__ = [
     "InAudit",
     "Invariance",
     "Kind",
+    "Named",
     "Natural",
     "NonNegative",
+    "PerRun",
     "Positive",
     "Share",
     "Tolerance",
@@ -61,6 +66,7 @@ __all__ = [
     "model",
     "needed",
     "needs",
+    "optimizer",
     "parts_of",
     "same_as",
     "surface",

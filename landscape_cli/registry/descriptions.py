@@ -11,7 +11,13 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from landscape_cli.registry.entries import Entry, Kind, claims, keywords, needs_by_setting
 
-SHELVES: dict[str, Kind] = {"models": "model", "datasets": "dataset", "metrics": "metric", "surfaces": "surface"}
+SHELVES: dict[str, Kind] = {
+    "models": "model",
+    "datasets": "dataset",
+    "optimizers": "optimizer",
+    "metrics": "metric",
+    "surfaces": "surface",
+}
 
 
 def describe(entry: Entry) -> dict[str, Any]:

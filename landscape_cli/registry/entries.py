@@ -1,4 +1,4 @@
-"""The shelves: models, datasets, metrics and kinds of surface by name, their settings read from their signatures.
+"""The shelves: models, datasets, optimizers, metrics, kinds of surface, with settings read from their signatures.
 
 This module imports neither torch nor pydantic when loaded, so that `landscape --help` stays instant.
 """
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar, get_args
 
 from annotated_types import Ge, Gt, Lt
 
@@ -40,7 +40,11 @@ class InAudit:
 FEW = InAudit(6)  # draws
 Tolerance = Annotated[float, Gt(0), InAudit(1e-7)]
 
-Kind = Literal["model", "dataset", "metric", "surface"]
+PER_RUN = "may differ inside a stack"
+Value = TypeVar("Value")
+PerRun = Annotated[Value, PER_RUN]  # a number; where the runs of a stack differ, a tensor (A, 1, ...) of theirs
+
+Kind = Literal["model", "dataset", "optimizer", "metric", "surface"]
 Invariance = Literal["none", "permutation", "global", "scale", "filter", "smooth", "output"]
 Direction = Literal["sharp", "flat", "none"]
 FILE = "landscape_plugin_"  # what the names of modules begin with that `--plugin FILE` makes
@@ -52,6 +56,14 @@ DIRECTIONS: dict[str, str] = {
     "flat": "large means flat",
     "none": "large means neither sharp nor flat",
 }
+
+
+class Named(Protocol):
+    """A section of a config that names a registered thing; the settings of that are its attributes."""
+
+    @property
+    def name(self) -> str:
+        """Under which the thing is registered."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,26 @@ class Entry:
         grids: dict[str, Any] = self.facts.get("grids", {})
         return own | grids
 
+    @property
+    def built_in(self) -> bool:
+        """Whether it comes with the package rather than from a plugin."""
+        return self.function.__module__.startswith("landscape_cli.")
+
+    @cached_property
+    def per_run(self) -> list[str]:
+        """The settings that may differ inside a stack, `PerRun`."""
+        return [key for key, field in self.settings.model_fields.items() if PER_RUN in field.metadata]
+
+    @cached_property
+    def moments(self) -> int:
+        """How many buffers like the parameters an optimizer keeps: its positional arguments after the step."""
+        kinds = [p.kind for p in inspect.signature(self.function).parameters.values()]
+        return sum(kind is not inspect.Parameter.KEYWORD_ONLY for kind in kinds) - 1
+
+    def given(self, section: object) -> dict[str, Any]:
+        """The keyword arguments of the function, from a section that has them as attributes."""
+        return {key: getattr(section, key) for key in self.settings.model_fields}
+
 
 def keywords(function: Callable[..., Any]) -> list[inspect.Parameter]:
     """The keyword-only parameters of a function, with their annotations evaluated; those of others may need torch."""
@@ -97,7 +129,7 @@ def keywords(function: Callable[..., Any]) -> list[inspect.Parameter]:
     ]
 
 
-REGISTRY: dict[Kind, dict[str, Entry]] = {"model": {}, "dataset": {}, "metric": {}, "surface": {}}
+REGISTRY: dict[Kind, dict[str, Entry]] = {"model": {}, "dataset": {}, "optimizer": {}, "metric": {}, "surface": {}}
 
 
 def _register(kind: Kind, **facts: Any) -> Callable[[Function], Function]:
@@ -133,6 +165,15 @@ def model(function: Function) -> Function:
 def dataset(function: Function) -> Function:
     """Put `def my_data(*, ...) -> (x_train, y_train, x_test, y_test)` on the shelf of datasets."""
     return _register("dataset")(function)
+
+
+def optimizer(function: Function) -> Function:
+    """Put `def my_rule(at: Step, m: Tensor, ..., *, ...) -> None` on the shelf of optimizers.
+
+    What stands between the step and the settings are its moments: buffers like the parameters, zero at the start.
+    Settings of one name are one key of the YAML: they have the same type and default in all optimizers.
+    """
+    return _register("optimizer")(function)
 
 
 def metric(

@@ -22,7 +22,7 @@ def load_plugins(names: list[str]) -> None:
         names: files (`./my_nets.py`) or modules (`my_package.nets`), as `--plugin` takes them; each is imported once.
     Raises: Fault if one cannot be imported, or registers what is registered already.
     """
-    for own in ("data", "network.models", "metrics", "surface"):
+    for own in ("data", "network.models", "training.optimizers", "metrics", "surface"):
         importlib.import_module(f"landscape_cli.{own}")
     for point in entry_points(group="landscape_cli"):
         with _named(f"installed plugin {point.name} ({point.value})"):

@@ -1,6 +1,7 @@
 """Figures of curves: what was measured along training, and the density of the Hessian's eigenvalues."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from math import log10
 from pathlib import Path
 
@@ -11,16 +12,16 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from pandas import DataFrame
 
 from landscape_cli import config
+from landscape_cli.registry import REGISTRY
 from landscape_cli.registry.errors import Fault
 from landscape_cli.report import plotting
 from landscape_cli.report.inputs import Inputs
 from landscape_cli.report.plotting import DASHED, MUTED, Look
 from landscape_cli.report.statistics import along, told
+from landscape_cli.training import constant_rate
 
 MOST = 6  # panels: as many metrics as one can follow at once
 Panel = tuple[str, str, DataFrame]  # metric, setting, rows
-STEADY = {"optimizer": "sgd", "schedule": "constant", "lr_scaling": "none", "warmup_epochs": 0}
-PLAIN = STEADY | {"momentum": 0, "nesterov": False}
 FLOOR = 1e-7  # of the largest density: a single eigenvalue among millions does not show
 
 
@@ -117,20 +118,22 @@ def edges(inputs: Inputs) -> dict[str, dict[float, str]]:
     2 / lr; with momentum mu 2 (1 + mu) / lr, and 2 (1 + mu) / ((1 + 2 mu) lr) for Nesterov's (Cohen et al. 2021,
     section 2 and appendix B). One a learning rate; none for other optimizers or rates that change.
     """
-    try:
-        base = config.read(str(inputs.folder / "experiment.yaml")).data.get("training") or {}
-    except Fault:  # a report does without
-        base = {}
     found: dict[str, dict[float, str]] = {}
-    for record in inputs.records:
-        swept = {k.partition(".")[2]: v for k, v in record["swept"].items() if k.startswith("training.")}
-        training = PLAIN | base | swept
-        if {k: training[k] for k in STEADY} == STEADY and isinstance(training.get("lr"), int | float):
-            mu, nesterov = training["momentum"], training["nesterov"]
-            factor = (1 + mu) / (1 + 2 * mu) if nesterov else 1 + mu
-            formula = "2(1+μ)/((1+2μ)lr)" if nesterov else "2(1+μ)/lr" if mu else "2/lr"
-            found.setdefault(str(record["group"]), {})[2 * factor / training["lr"]] = formula
+    with suppress(Fault):  # a report does without
+        tree = config.read(str(inputs.folder / "experiment.yaml"))
+        trainings = config.trainings_of(tree, [record["swept"] for record in inputs.records])
+        for record, training in zip(inputs.records, trainings, strict=True):
+            lr = constant_rate(training) if training else None
+            if training and lr and training.rule == "sgd" and not training.ascent:
+                edge, formula = _edge(lr, **REGISTRY["optimizer"]["sgd"].given(training))
+                found.setdefault(str(record["group"]), {})[edge] = formula
     return found
+
+
+def _edge(lr: float, *, momentum: float, nesterov: bool, **_: float) -> tuple[float, str]:
+    factor = (1 + momentum) / (1 + 2 * momentum) if nesterov else 1 + momentum
+    formula = "2(1+μ)/((1+2μ)lr)" if nesterov else "2(1+μ)/lr" if momentum else "2/lr"
+    return 2 * factor / lr, formula
 
 
 def dashes(ax: Axes, edges: Mapping[tuple[float, str], list[str]], style: Mapping[str, Look]) -> None:

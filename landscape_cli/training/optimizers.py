@@ -1,128 +1,205 @@
-"""Steps of SGD, SAM and Adam on a stack, as torch.optim takes them, with settings of each run's own."""
+"""Optimizers: each one function that takes one step of one parameter tensor of a stack, as torch.optim takes it.
+
+A function gets the step, then its moments, then its settings. What is `PerRun` may be a tensor (A, 1, ...).
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from landscape_cli.network import Params
+from landscape_cli.config import Training
+from landscape_cli.registry import REGISTRY, NonNegative, PerRun, Positive, Share, optimizer
+from landscape_cli.training.state import State, beside, factors
 
-HISTORY = ("epoch", "step", "train_loss", "test_loss")
-Settings = dict[str, Any]  # the `training` section of one run, complete
 
-
-@dataclass
-class State:
-    """Everything that the rest of the training depends on; tensors have a row for each active run.
+@dataclass(slots=True)
+class Step:
+    """One step of one parameter tensor.
 
     Args:
-        params: name -> (A, *shape).
-        active: their places in the stack.
-        step: optimizer steps taken.
-        moments: the optimizer's buffers, each like params.
-        finite: the last parameters seen with a finite loss, for runs that diverge.
-        history: for each place of the stack, epochs, steps, training and test losses on the way.
-        seconds: for each place of the stack, its share of the time.
-        best: with `stop.patience`, the parameters at which each active run had its best validation score.
-        looks: with it, for each place of the stack, that score, its epoch and step, and how many looks ago it was.
+        w: the parameters (A, *shape), which the step changes.
+        g: gradient of the loss there, like w.
+        lr: learning rate: a number, or (A, 1, ...) where the runs differ.
+        t: number of the step, from 1.
     """
 
-    params: Params
-    active: list[int]
-    step: int = 0
-    moments: list[Params] = field(default_factory=list)
-    finite: Params = field(default_factory=dict)
-    history: list[dict[str, list[float]]] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    best: Params = field(default_factory=dict)
-    looks: list[dict[str, float]] = field(default_factory=list)
+    w: Tensor
+    g: Tensor
+    lr: float | Tensor
+    t: int
 
+    def decayed(self, weight_decay: float | Tensor) -> Tensor:
+        """The gradient with that of L2 decay, g + lambda w."""
+        return self.g + weight_decay * self.w if used(weight_decay) else self.g
 
-def begin(params: Params, settings: Settings) -> State:
-    """The state before the first step, for parameters (K, *shape) as they were initialized."""
-    K = len(next(iter(params.values())))
-    params = {n: p.clone() for n, p in params.items()}
-    buffers = {"sgd": 1, "sam": 1, "adam": 2}[settings["optimizer"]]
-    moments = [{n: torch.zeros_like(p) for n, p in params.items()} for _ in range(buffers)]
-    history: list[dict[str, list[float]]] = [{key: [] for key in HISTORY} for _ in range(K)]
-    state = State(params, list(range(K)), 0, moments, dict(params), history, [0.0] * K)
-    if settings["stop"].get("patience"):
-        state.best, state.looks = {n: p.clone() for n, p in params.items()}, [{} for _ in range(K)]
-    return state
-
-
-def ascended(state: State, settings: list[Settings], gradient: list[Tensor]) -> Params:
-    """Where SAM takes its gradient, w + rho T^2 g / |T g| (A, *shape), for the gradient g of the loss without decay.
-
-    T = 1 (Foret et al. 2021, eq. 2), or with `adaptive` T = diag |w| over all parameters (ASAM: Kwon et al. 2021,
-    without their eta: a parameter at 0 stays there). A run's norm is its own, over all its parameters.
-    """
-    own = [settings[row] for row in state.active]
-    with torch.no_grad():
-        T = [p.abs() if own[0]["adaptive"] else 1.0 for p in state.params.values()]
-        Tg = [t * g for t, g in zip(T, gradient, strict=True)]
-        length = torch.stack([a.flatten(1).norm(dim=1) for a in Tg]).norm(dim=0)  # (A,)
-        rho = torch.tensor([s["rho"] for s in own], dtype=length.dtype, device=length.device)
-        step = rho / length.clamp_min(torch.finfo(length.dtype).tiny)  # no gradient: no way up
-        moved = zip(state.params.items(), T, Tg, strict=True)
-        return {n: p + step.view(-1, *[1] * (p.dim() - 1)) * t * a for (n, p), t, a in moved}
-
-
-def update(state: State, settings: list[Settings], gradient: list[Tensor], per_epoch: int, batch: int) -> None:
-    """One step of SGD (momentum, Nesterov, L2 decay; for SAM too) or Adam, as torch.optim does it, settings per run."""
-    own = [settings[row] for row in state.active]
-    common, params = own[0], list(state.params.values())
-    factor = _schedule(common, state.step, per_epoch, batch)
-    lr = _per_run([s["lr"] * factor for s in own], params)
-    with torch.no_grad():
-        if any(s["weight_decay"] for s in own):
-            decay = _per_run([s["weight_decay"] for s in own], params)
-            gradient = [g + d * p for g, d, p in zip(gradient, decay, params, strict=True)]
-        if common["optimizer"] == "adam":
-            first, second = (list(m.values()) for m in state.moments)
-            torch._foreach_lerp_(first, gradient, 1 - common["beta1"])
-            torch._foreach_mul_(second, common["beta2"])
-            torch._foreach_addcmul_(second, gradient, gradient, 1 - common["beta2"])
-            t = state.step + 1
-            scale = math.sqrt(1 - common["beta2"] ** t)
-            gradient = [m / (v.sqrt() / scale + common["epsilon"]) for m, v in zip(first, second, strict=True)]
-            lr = [a / (1 - common["beta1"] ** t) for a in lr]
-        elif any(s["momentum"] for s in own):
-            velocity, mu = list(state.moments[0].values()), _per_run([s["momentum"] for s in own], params)
-            torch._foreach_mul_(velocity, mu)
-            torch._foreach_add_(velocity, gradient)
-            gradient = (
-                [g + m * v for g, m, v in zip(gradient, mu, velocity, strict=True)] if common["nesterov"] else velocity
-            )
-        if isinstance(lr[0], float):
-            torch._foreach_add_(params, gradient, alpha=-lr[0])
+    def descend(self, direction: Tensor, lr: float | Tensor) -> None:
+        """w <- w - lr direction."""
+        if isinstance(lr, float):
+            self.w.add_(direction, alpha=-lr)
         else:
-            for p, a, g in zip(params, lr, gradient, strict=True):
-                p.sub_(a * g)
+            self.w.sub_(lr * direction)
 
 
-def _per_run(values: list[float], params: list[Tensor]) -> list[Any]:
-    """One factor a parameter tensor: a number where all runs agree, else (A, 1, ...)."""
-    if len(set(values)) == 1:
-        return [float(values[0])] * len(params)
-    column = torch.tensor(values, dtype=params[0].dtype, device=params[0].device)
-    return [column.view(-1, *[1] * (p.dim() - 1)) for p in params]
+def used(setting: float | Tensor) -> bool:
+    """Whether a setting is not 0 in any run; where it is a tensor, the runs differ."""
+    return isinstance(setting, Tensor) or setting != 0
 
 
-def _schedule(common: Settings, step: int, per_epoch: int, batch: int) -> float:
-    """Factor on the learning rate at a step: scaling by batch size, warm-up, and the schedule over epochs."""
-    ratio = batch / common["lr_base_batch"]
-    factor: float = {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[common["lr_scaling"]]
-    epoch = step / per_epoch
-    warmup = float(common["warmup_epochs"])
-    if epoch < warmup:
-        return factor * (step + 1) / math.ceil(warmup * per_epoch)
-    if common["schedule"] == "cosine":
-        return factor * (1 + math.cos(math.pi * min(1.0, epoch / float(common["stop"]["max_epochs"])))) / 2
-    if common["schedule"] == "step":
-        return factor * float(common["decay"]) ** sum(epoch >= float(m) for m in common["milestones"])
-    return factor
+@optimizer
+def sgd(
+    at: Step,
+    v: Tensor,
+    *,
+    momentum: PerRun[Share] = 0.0,
+    nesterov: bool = False,
+    weight_decay: PerRun[NonNegative] = 0.0,
+) -> None:
+    """Gradient descent, w <- w - lr g; with momentum v <- mu v + g and w <- w - lr v.
+
+    Args:
+        at: the step.
+        v: velocity.
+        momentum: mu.
+        nesterov: w <- w - lr (g + mu v) instead.
+        weight_decay: lambda of L2 decay, g + lambda w in the place of g.
+    Source: Sutskever et al. 2013, as torch.optim.SGD has it.
+    """
+    g = at.decayed(weight_decay)
+    if used(momentum):
+        v.mul_(momentum).add_(g)
+        g = g + momentum * v if nesterov else v
+    at.descend(g, at.lr)
+
+
+@optimizer
+def adam(
+    at: Step,
+    m: Tensor,
+    v: Tensor,
+    *,
+    beta1: Share = 0.9,
+    beta2: Share = 0.999,
+    epsilon: Positive = 1e-8,
+    weight_decay: PerRun[NonNegative] = 0.0,
+) -> None:
+    """Adam: the mean of the gradients by the root of the mean of their squares, both exponential.
+
+    Args:
+        at: the step.
+        m: first moment.
+        v: second moment.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        epsilon: added to the root.
+        weight_decay: lambda of L2 decay, g + lambda w in the place of g.
+    Source: Kingma & Ba 2015, algorithm 1, as torch.optim.Adam has it.
+    """
+    _adapt(at, at.decayed(weight_decay), (m, v), (beta1, beta2), epsilon)
+
+
+@optimizer
+def adamw(
+    at: Step,
+    m: Tensor,
+    v: Tensor,
+    *,
+    beta1: Share = 0.9,
+    beta2: Share = 0.999,
+    epsilon: Positive = 1e-8,
+    weight_decay: PerRun[NonNegative] = 0.0,
+) -> None:
+    """Adam with decay apart from the gradient: w <- (1 - lr lambda) w first.
+
+    Args:
+        at: the step.
+        m: first moment.
+        v: second moment.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        epsilon: added to the root.
+        weight_decay: lambda.
+    Source: Loshchilov & Hutter 2019, algorithm 2, as torch.optim.AdamW has it.
+    """
+    if used(weight_decay):
+        at.w.mul_(1 - at.lr * weight_decay)
+    _adapt(at, at.g, (m, v), (beta1, beta2), epsilon)
+
+
+def _adapt(at: Step, g: Tensor, moments: tuple[Tensor, Tensor], betas: tuple[float, float], epsilon: float) -> None:
+    (m, v), (beta1, beta2) = moments, betas
+    m.lerp_(g, 1 - beta1)
+    v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+    root = v.sqrt() / math.sqrt(1 - beta2**at.t) + epsilon
+    at.descend(m / root, at.lr / (1 - beta1**at.t))
+
+
+@optimizer
+def rmsprop(
+    at: Step,
+    v: Tensor,
+    mean: Tensor,
+    velocity: Tensor,
+    *,
+    alpha: Share = 0.99,
+    centered: bool = False,
+    epsilon: Positive = 1e-8,
+    momentum: PerRun[Share] = 0.0,
+    weight_decay: PerRun[NonNegative] = 0.0,
+) -> None:
+    """RMSprop: the gradient by the root of the exponential mean of its squares.
+
+    Args:
+        at: the step.
+        v: mean of the squares.
+        mean: mean of the gradients.
+        velocity: of momentum.
+        alpha: decay of both means.
+        centered: by the root of the variance instead.
+        epsilon: added to the root.
+        momentum: mu of velocity <- mu velocity + that.
+        weight_decay: lambda of L2 decay, g + lambda w in the place of g.
+    Source: Hinton 2012, lecture 6e; Graves 2013, eq. 38 to 45; as torch.optim.RMSprop has it.
+    """
+    g = at.decayed(weight_decay)
+    v.mul_(alpha).addcmul_(g, g, value=1 - alpha)
+    if centered:
+        mean.lerp_(g, 1 - alpha)
+    direction = g / (((v - mean**2).clamp_min(0) if centered else v).sqrt() + epsilon)
+    if used(momentum):
+        direction = velocity.mul_(momentum).add_(direction)
+    at.descend(direction, at.lr)
+
+
+def update(state: State, settings: list[Training], gradient: list[Tensor], factor: float) -> None:
+    """One step of every active run.
+
+    Args:
+        state: its parameters and moments are changed.
+        settings: one for each place of the stack.
+        gradient: of each parameter tensor, (A, *shape).
+        factor: the schedule's, on the learning rate.
+    """
+    own = [settings[row] for row in state.active]
+    rule = REGISTRY["optimizer"][own[0].rule]
+    free = {key: factors([getattr(s, key) for s in own], gradient[0]) for key in rule.per_run}
+    given, differ = rule.given(own[0]) | free, any(isinstance(value, Tensor) for value in free.values())
+    lr, t = factors([s.lr * factor for s in own], gradient[0]), state.step + 1
+    with torch.no_grad():
+        for (name, w), g in zip(state.params.items(), gradient, strict=True):
+            shaped = given | {key: beside(value, w) for key, value in free.items()} if differ else given
+            rule.function(Step(w, g, beside(lr, w), t), *[moment[name] for moment in state.moments], **shaped)
+
+
+def common(training: Training) -> Training:
+    """A run's settings with all that may differ inside a stack, or does nothing, at one value."""
+    rule, fields = REGISTRY["optimizer"][training.rule], type(training).model_fields
+    own = {*rule.settings.model_fields}.difference(rule.per_run)
+    free = {key for one in REGISTRY["optimizer"].values() for key in one.settings.model_fields} - own
+    ascent = training.sharpness_aware and training.sharpness_aware.model_copy(update={"rho": fields["rho"].default})
+    same: dict[str, Any] = {key: fields[key].default for key in (*free, "rho")} | {"lr": 1.0, "sharpness_aware": ascent}
+    return training.model_copy(update=same)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import pytest
 import torch
 from annotated_types import Ge
-from conftest import TINY, Call, yaml_of
+from conftest import TINY, Call, build_module, yaml_of
 from helpers import Residual, at_of, dense, pairs, plain_logits, vector
 from pandas import DataFrame
 from test_every_metric import METRICS, SLOW, settings_of
@@ -32,7 +32,6 @@ from landscape_cli.curvature import sample_gradients
 from landscape_cli.metrics.point import Estimate, Point, exact
 from landscape_cli.network.channels import channel_groups
 from landscape_cli.network.layers import Pass
-from landscape_cli.network.models import build_module
 from landscape_cli.registry import REGISTRY, metric
 from landscape_cli.registry.errors import Fault
 from landscape_cli.store import tables

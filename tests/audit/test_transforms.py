@@ -9,6 +9,7 @@ from functools import cache
 
 import pytest
 import torch
+from conftest import build_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -18,7 +19,6 @@ from landscape_cli import network, registry
 from landscape_cli.audit import transforms as rp
 from landscape_cli.curvature.objective import Objective, flatten
 from landscape_cli.network.channels import LOGITS, channel_groups
-from landscape_cli.network.models import build_module
 from landscape_cli.registry.errors import Fault
 
 f64 = torch.float64

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from landscape_cli.cli import progress, terminal
+from landscape_cli.config import Stop
 
 STEPS = [0, *range(5, 400, 5)]
 CURVES: dict[str, list[float]] = {  # a loss at each of STEPS -> what a forecast must never take for progress
@@ -87,8 +88,8 @@ def test_nearly_flat_falling_curves_of_any_shape(steps: list[float], falls: list
 
 
 def stack(group: str = "small") -> list[Any]:
-    stop = {"train_loss": 0.01, "max_epochs": 1000, "max_steps": None}
-    return [SimpleNamespace(group=group, settings={"training": {"stop": stop}})]
+    training = SimpleNamespace(stop=Stop(train_loss=0.01))
+    return [SimpleNamespace(group=group, settings=SimpleNamespace(training=training))]
 
 
 def test_the_display_says_what_is_done_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from landscape_cli import config
 from landscape_cli.config import yaml_tree
-from landscape_cli.registry import REGISTRY, Count, Positive, dataset, metric, model
+from landscape_cli.registry import REGISTRY, Count, NonNegative, Positive, Share, dataset, metric, model, optimizer
 from landscape_cli.registry.errors import Fault
 
 GOOD = """\
@@ -53,6 +53,14 @@ def _toys() -> None:
     @model
     def cnn1d(input_shape, num_classes, *, channels: Count = 25, norm: Literal["batch"] | None = None):
         """Convolutions."""
+
+    @optimizer
+    def sgd(at, v, *, momentum: Share = 0.0, nesterov: bool = False, weight_decay: NonNegative = 0.0):
+        """Descent."""
+
+    @optimizer
+    def adam(at, m, v, *, beta1: Share = 0.9, beta2: Share = 0.999, weight_decay: NonNegative = 0.0):
+        """Moments."""
 
     @metric(invariant="none", source="x", default=True, minibatch_size=[1, 10])
     def regret(at, *, minibatch_size: Count = 10, minibatches: Annotated[int, Ge(3)] = 100):
@@ -328,6 +336,19 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
         edit("  lr: 0.1", "  rho: 0.1\n  lr: 0.1"),
         "cfg.yaml:6:8: training.rho: does nothing with optimizer sgd, only with sam\n    rho: 0.1",
     ),
+    "sharpness-aware said twice": (
+        edit("  lr: 0.1", "  optimizer: sam\n  sharpness_aware: {rho: 0.1}\n  lr: 0.1"),
+        "cfg.yaml:7:20: training.sharpness_aware: is what optimizer sam means: write sgd, or leave it out\n    sharpness_aware: {rho: 0.1}",
+    ),
+    "unknown optimizer": (
+        edit("  lr: 0.1", "  optimizer: adm\n  lr: 0.1"),
+        "cfg.yaml:6:14: training.optimizer: must be 'sgd', 'sam' or 'adam', got 'adm', did you mean 'adam'?\n    optimizer: adm",
+    ),
+    "grid over a section and one of its keys": (
+        edit("training.batch_size: [10, 1000]", "training.sharpness_aware: [null, {}], training.sharpness_aware.rho: [1]"),
+        "cfg.yaml:9:46: grid.training.sharpness_aware.rho: training.sharpness_aware is swept as a whole: write it into its values\n"
+        "    grid: {training.sharpness_aware: [null, {}], training.sharpness_aware.rho: [1]}",
+    ),
     "step without milestones": (
         edit("  lr: 0.1", "  schedule: step\n  lr: 0.1"),
         "cfg.yaml:6:13: training.schedule: step needs milestones, the epochs at which lr falls\n    schedule: step",
@@ -434,11 +455,11 @@ def test_scalars_are_those_of_yaml_1_2() -> None:
 
 def test_resolved_values_have_their_own_type_and_all_defaults(resolve) -> None:
     experiment = resolve(edit("lr: 0.1", "lr: 1").replace("[8]", "[8], gain: 2"))
-    assert experiment.dataset == {
+    assert experiment.dataset.model_dump() == {
         "name": "digits", "train_size": 1000, "label_noise": 0.0, "standardize": False, "validation": 0.0, "seed": 0,
     }  # fmt: skip
-    assert experiment.model == {"name": "mlp", "hidden": [8], "bias": True, "gain": 2.0}
-    assert [type(v) for v in (experiment.training.lr, experiment.model["gain"])] == [float, float]
+    assert experiment.model.model_dump() == {"name": "mlp", "hidden": [8], "bias": True, "gain": 2.0}
+    assert [type(v) for v in (experiment.training.lr, experiment.model.gain)] == [float, float]
     assert experiment.training.stop.max_epochs == 1000
 
 
@@ -450,8 +471,8 @@ def test_runs_are_every_combination_in_order_with_stable_ids(resolve) -> None:
     assert [r.group for r in runs] == ["10"] * 4 + ["full"] * 4
     assert [r.run_id[:-9] for r in runs[:4:2]] == ["b10-biastrue-s0", "b10-biasfalse-s0"]
     assert runs[5].run_id.startswith("bfull-biastrue-s1-")
-    assert runs[2].settings["model"]["bias"] is False
-    assert runs[2].settings["training"]["batch_size"] == 10
+    assert runs[2].settings.model.bias is False
+    assert runs[2].settings.training.batch_size == 10
     assert len({r.run_id for r in runs}) == 8
     # a change here orphans the results of every user: raise the version of the results folder with it
     assert config.expand(resolve(GOOD))[0].run_id == "b10-s0-ddd93295"
@@ -464,12 +485,12 @@ def test_models_are_swept_as_whole_sections_and_called_by_what_differs(resolve) 
     labels = "compare: {by: model, labels: {cnn1d: net}}\n"
     text = re.sub("compare:.*\n", "", text) + labels
     experiment = resolve(text)
-    assert [m["name"] for m in experiment.grid["model"]] == ["mlp", "mlp", "cnn1d"]
+    assert [m.name for m in experiment.grid["model"]] == ["mlp", "mlp", "cnn1d"]
     runs = config.expand(experiment)
     names = ["mlp hidden=[100] bias=true", "mlp hidden=[4] bias=false", "cnn1d"]
     assert [r.swept for r in runs[::2]] == [{"model": name} for name in names]
     assert [r.group for r in runs[::2]] == [*names[:2], "net"]
-    assert [r.settings["model"]["name"] for r in runs[::2]] == ["mlp", "mlp", "cnn1d"]
+    assert [r.settings.model.name for r in runs[::2]] == ["mlp", "mlp", "cnn1d"]
     assert runs[2].run_id.startswith("mlp-hidden4-biasfalse-s0-")
     assert config.expand(resolve(config.dump(experiment))) == runs
     wrong = text.replace("{cnn1d: net", "{cnn: net")
@@ -516,10 +537,50 @@ def test_settings_of_sam_leave_the_ids_of_other_runs_alone(resolve) -> None:
     runs = config.expand(resolve(edit("training.batch_size: [10, 1000]", "training.optimizer: [sgd, sam]")))
     assert [r.group for r in runs] == ["sgd", "sgd", "sam", "sam"]
     assert [r.run_id.rpartition("-")[2] for r in runs[:2]] == [i.rpartition("-")[2] for i in before[:2]]
-    own = [{k: r.settings["training"].get(k) for k in ("rho", "adaptive")} for r in runs[::2]]
-    assert own == [{"rho": None, "adaptive": None}, {"rho": 0.05, "adaptive": False}]
+    assert [r.settings.training.ascent for r in runs[::2]] == [None, config.SharpnessAware(rho=0.05, adaptive=False)]
+    assert [r.settings.training.rule for r in runs[::2]] == ["sgd", "sgd"]
     swept = resolve(edit("training.batch_size: [10, 1000]", "training.rho: [0.05, 0.1]"), "training.optimizer=sam")
     assert len({r.run_id.rpartition("-")[2] for r in config.expand(swept)}) == 4
+
+
+def test_a_setting_of_several_optimizers_names_them_all(resolve) -> None:
+    @optimizer
+    def third(at, *, momentum: Share = 0.0):
+        """Another."""
+
+    text = edit("  lr: 0.1", "  optimizer: adam\n  momentum: 0.9\n  lr: 0.1")
+    with pytest.raises(Fault, match="does nothing with optimizer adam, only with sgd, sam or third\n"):
+        resolve(text)
+
+
+def test_sharpness_aware_is_swept_as_a_whole_or_by_its_keys(resolve) -> None:
+    """Around any optimizer; a value of the whole section is called by its keys."""
+    text = edit("training.batch_size: [10, 1000]", "training.sharpness_aware: [null, {rho: 0.1}]")
+    runs = config.expand(resolve(text, "training.optimizer=adam"))[::2]
+    assert [run.group for run in runs] == ["null", "rho=0.1 adaptive=false"]
+    assert [run.settings.training.ascent for run in runs] == [None, config.SharpnessAware(rho=0.1)]
+    assert [run.run_id.rpartition("-s0-")[0] for run in runs] == [
+        "sharpnessawarenull", "sharpnessawarerho0.1-adaptivefalse",
+    ]  # fmt: skip
+    rhos = edit("training.batch_size: [10, 1000]", "training.sharpness_aware.rho: [0.1, 0.2]")
+    assert [run.settings.training.ascent.rho for run in config.expand(resolve(rhos))[::2]] == [0.1, 0.2]
+    assert config.expand(resolve(config.dump(resolve(text)))) == config.expand(resolve(text))
+
+
+def test_how_a_run_was_trained_is_known_without_its_model(resolve, tmp_path) -> None:
+    """A report of a plugin's model needs its learning rates, not the plugin."""
+    resolve(
+        edit(
+            "training.batch_size: [10, 1000]",
+            "training.optimizer: [sgd, sam], training.lr: [0.1, 0.2], model.gain: [1, 2]",
+        )
+    )
+    path = tmp_path / "cfg.yaml"
+    runs = config.expand(config.resolve(config.read("cfg.yaml")))
+    path.write_text(path.read_text().replace("name: mlp", "name: gone"))
+    found = list(config.trainings_of(config.read("cfg.yaml"), [run.swept for run in runs]))
+    assert found == [run.settings.training for run in runs]
+    assert list(config.trainings_of(config.read("cfg.yaml"), [{"training.lr": 0.3}])) == [None]
 
 
 def test_measurements_are_complete_and_one_row_a_value(resolve) -> None:

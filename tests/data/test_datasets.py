@@ -12,17 +12,17 @@ import pytest
 import torch
 from scipy.stats import norm
 
+from landscape_cli import config
 from landscape_cli.data import datasets
 from landscape_cli.data.builtin import bayes_error, gaussian_means
 from landscape_cli.data.datasets import Data, load
 from landscape_cli.registry.errors import Fault
 
-COMMON = {"train_size": None, "label_noise": 0.0, "standardize": False, "seed": 0}
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 def get(name: str, **own: Any) -> Data:
-    return load({"name": name, **COMMON, **own})
+    return load(config.section("dataset", name=name, **own))
 
 
 def same(a: Data, b: Data) -> bool:

@@ -16,16 +16,16 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from landscape_cli import config
 from landscape_cli.data import images
 from landscape_cli.data.datasets import load
 from landscape_cli.registry.errors import Fault
 
-COMMON = {"train_size": None, "label_noise": 0.0, "standardize": False, "seed": 0}
 rng = np.random.Generator(np.random.PCG64(0))
 
 
 def loaded(name: str, **own: Any) -> Any:
-    return load({"name": name, **COMMON, **own})
+    return load(config.section("dataset", name=name, **own))
 
 
 def refusal(name: str, **own: Any) -> tuple[str, int]:

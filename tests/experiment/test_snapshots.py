@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY
+from conftest import TINY, settings_of
 
 from landscape_cli import cli, config, store
 from landscape_cli.experiment import (
@@ -263,7 +263,9 @@ def test_training_facts_are_those_of_each_run_up_to_there(tiny: Open, monkeypatc
 
 
 def test_epochs_are_those_that_a_run_reached() -> None:
-    settings = {"training": {"snapshots": [0, 5, 10, 20], "stop": {"max_epochs": 12}}}
+    training = settings_of(snapshots=[0, 5, 10, 20], stop={"max_epochs": 12})
+    model = config.section("model", name="linear")
+    settings = config.Settings(config.section("dataset", name="digits"), model, training, "float32")
     assert snapshots.epochs(settings) == [0, 5, 10]
     assert snapshots.epochs(settings, {"epochs": 5}) == [0, 5] and snapshots.epochs(settings, {"epochs": None}) == []
 

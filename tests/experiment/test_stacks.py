@@ -12,7 +12,7 @@ import torch
 from conftest import begin, settings_of, some_data
 from torch import nn
 
-from landscape_cli import store, training
+from landscape_cli import config, store, training
 from landscape_cli.config import Run
 from landscape_cli.data.datasets import Data
 from landscape_cli.experiment import stacks
@@ -29,7 +29,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def runs(count: int, **training: Any) -> list[Run]:
-    settings = {"dataset": {"name": "d"}, "model": {"name": "m"}, "training": settings_of(**training)}
+    dataset, model = config.section("dataset", name="digits"), config.section("model", name="linear")
+    settings = config.Settings(dataset, model, settings_of(**training), "float32")
     return [Run(f"s{k}", "all", k, {}, settings) for k in range(count)]
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import build_module
 from torch import Tensor, nn
 
-from landscape_cli.network.models import build_module
 from landscape_cli.registry.errors import Fault
 from landscape_cli.store import checkpoints
 from landscape_cli.store.checkpoints import Minimum

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import build_module
 from sklearn.decomposition import PCA
 from surface_points import NETS, dense, place
 
 from landscape_cli import network
 from landscape_cli.curvature.objective import flatten
 from landscape_cli.metrics.point import Point
-from landscape_cli.network.models import build_module
 from landscape_cli.registry.errors import Fault
 from landscape_cli.surface.directions import direction, eigenvectors, principal, random_directions
 from landscape_cli.surface.values import Slice

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import begin, settings_of, some_data
-from torch import Tensor
+from conftest import begin, build_module, settings_of, some_data
+from torch import Tensor, nn
 
-from landscape_cli import training
+from landscape_cli import registry, training
+from landscape_cli.config import Training
 from landscape_cli.curvature.objective import Objective, flatten
 from landscape_cli.data.datasets import Data
-from landscape_cli.network.models import build_module
 from landscape_cli.training import Outcome, State, stopping
+from landscape_cli.training.state import Stack
 
 MLP = {"name": "mlp", "hidden": [7]}
 NORMED = {"name": "mlp", "hidden": [7], "batchnorm": True}
@@ -25,7 +26,7 @@ Settings = dict[str, Any]
 
 
 def run(
-    model: Settings, data: Data, settings: list[Settings], seeds: list[int], state: State | None = None, **options: Any
+    model: Settings, data: Data, settings: list[Training], seeds: list[int], state: State | None = None, **options: Any
 ) -> dict[int, Outcome]:
     net, fresh, buffers = begin(model, data, settings, seeds)
     out = training.train(net, data, settings, seeds, state or fresh, buffers, **options)
@@ -76,19 +77,19 @@ def test_a_stack_equals_its_runs_alone(recipe: str) -> None:
     assert distance(together[0], together[3]) > 1e-3  # teeth: runs do differ
 
 
-def optimizer_of(s: Settings, params: Any) -> torch.optim.Optimizer:
-    if s["optimizer"] == "adam":
-        betas = s["beta1"], s["beta2"]
-        return torch.optim.Adam(params, s["lr"], betas, s["epsilon"], weight_decay=s["weight_decay"])
-    rest = {k: s[k] for k in ("momentum", "nesterov", "weight_decay")}
-    return torch.optim.SGD(params, s["lr"], **rest)
+def optimizer_of(s: Training, params: Any) -> torch.optim.Optimizer:
+    if s.optimizer == "adam":
+        betas = s.beta1, s.beta2
+        return torch.optim.Adam(params, s.lr, betas, s.epsilon, weight_decay=s.weight_decay)
+    rest = {k: getattr(s, k) for k in ("momentum", "nesterov", "weight_decay")}
+    return torch.optim.SGD(params, s.lr, **rest)
 
 
-def by_hand(model: Settings, data: Data, s: Settings, seed: int, epochs: int, lr: Callable[[float, int], float]) -> Any:
+def by_hand(model: Settings, data: Data, s: Training, seed: int, epochs: int, lr: Callable[[float, int], float]) -> Any:
     """The usual loop: torch.optim on one module in training mode; lr(epoch as a fraction, step)."""
     module = build_module(model, data.input_shape, data.num_classes, seed).double().train()
     optimizer, step, n = optimizer_of(s, module.parameters()), 0, len(data.y_train)
-    batch = n if s["batch_size"] == "full" else s["batch_size"]
+    batch = n if s.batch_size == "full" else s.batch_size
     for epoch in range(epochs):
         order = torch.randperm(n, generator=training.stream(seed, "shuffle", epoch))
         for start in range(0, n, batch):
@@ -96,7 +97,7 @@ def by_hand(model: Settings, data: Data, s: Settings, seed: int, epochs: int, lr
             optimizer.param_groups[0]["lr"] = lr(step / -(-n // batch), step)
             optimizer.zero_grad()
             logits = module(data.x_train[index])
-            F.cross_entropy(logits, data.y_train[index], label_smoothing=s["label_smoothing"]).backward()
+            F.cross_entropy(logits, data.y_train[index], label_smoothing=s.label_smoothing).backward()
             optimizer.step()
             step += 1
     return module
@@ -106,7 +107,7 @@ def by_hand(model: Settings, data: Data, s: Settings, seed: int, epochs: int, lr
 def test_steps_are_those_of_torch_optim(recipe: str) -> None:
     model, own = RECIPES[recipe]
     data, s = data_for(model, 37), settings_of(**own, stop={"max_epochs": 4})
-    module = by_hand(model, data, s, 5, 4, lambda epoch, step: s["lr"])
+    module = by_hand(model, data, s, 5, 4, lambda epoch, step: s.lr)
     (outcome,) = run(model, data, [s], [5]).values()
     assert (flat(outcome.params) - flat(dict(module.named_parameters()))).abs().max() < 1e-10
 
@@ -136,8 +137,8 @@ SCHEDULES: dict[str, tuple[Settings, Callable[[float, int], float]]] = {
 def test_schedules(name: str) -> None:
     own, factor = SCHEDULES[name]
     data, s = some_data(40), settings_of(**own, stop={"max_epochs": 6})
-    module = by_hand(MLP, data, s, 1, 6, lambda e, t: s["lr"] * factor(e, t))
-    plain = by_hand(MLP, data, s, 1, 6, lambda e, t: s["lr"])
+    module = by_hand(MLP, data, s, 1, 6, lambda e, t: s.lr * factor(e, t))
+    plain = by_hand(MLP, data, s, 1, 6, lambda e, t: s.lr)
     (outcome,) = run(MLP, data, [s], [1]).values()
     assert (flat(outcome.params) - flat(dict(module.named_parameters()))).abs().max() < 1e-10
     assert (flat(outcome.params) - flat(dict(plain.named_parameters()))).abs().max() > 1e-4
@@ -229,7 +230,7 @@ def test_snapshots() -> None:
     kept = [o for o in training.train(net, data, [s] * 2, [0, 1], state, buffers) if o.epoch is not None]
     assert [(o.row, o.epoch, o.epochs) for o in kept] == [(0, 0, 0), (1, 0, 0), (0, 2, 2), (1, 2, 2)]
     for outcome in kept:
-        module = by_hand(MLP, data, s, outcome.row, outcome.epochs, lambda e, t: s["lr"])
+        module = by_hand(MLP, data, s, outcome.row, outcome.epochs, lambda e, t: s.lr)
         assert (flat(outcome.params) - flat(dict(module.named_parameters()))).abs().max() < 1e-10
 
 
@@ -240,7 +241,7 @@ def test_history_and_time() -> None:
     history = state.history[1]
     assert history["epoch"][:11] == list(range(11)) and history["epoch"][-1] == 12
     assert history["step"] == [4 * e for e in history["epoch"]]
-    module = by_hand(MLP, data, s, 1, 12, lambda e, t: s["lr"])
+    module = by_hand(MLP, data, s, 1, 12, lambda e, t: s.lr)
     assert history["train_loss"][-1] == pytest.approx(loss_of(module, data), abs=1e-10)
     test = Data(data.x_test, data.y_test, data.x_test, data.y_test, 3)
     assert history["test_loss"][-1] == pytest.approx(loss_of(module, test), abs=1e-10)
@@ -272,9 +273,9 @@ def test_the_last_losses_of_the_history_are_those_of_the_minimum(model: Settings
 def test_test_losses_are_asked_for_at_noted_epochs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, evaluate = [], stopping.evaluate
 
-    def counted(network: Any, state: State, buffers: Any, data: Data, split: str = "train") -> Tensor:
+    def counted(stack: Stack, state: State, split: str = "train") -> Tensor:
         asked.extend([state.step] if split == "test" else [])
-        return evaluate(network, state, buffers, data, split)
+        return evaluate(stack, state, split)
 
     monkeypatch.setattr(stopping, "evaluate", counted)
     data, s = some_data(40), settings_of(batch_size="full", stop={"max_epochs": 400})
@@ -293,10 +294,6 @@ def test_a_state_of_an_older_version_goes_on_without_test_losses() -> None:
 
 
 def test_dropout_depends_on_seed_and_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch import nn
-
-    from landscape_cli import registry
-
     def dropping(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, num_classes))
 
@@ -340,6 +337,6 @@ def test_a_last_batch_of_one_sample_is_normalized_to_its_shift() -> None:
         h = (h - h.mean(0)) / (h.var(0, unbiased=False) + 1e-5).sqrt() * gamma + beta
         loss = F.cross_entropy(h.relu() @ V.T + c, data.y_train[index])
         for p, g in zip(module.parameters(), torch.autograd.grad(loss, list(module.parameters())), strict=True):
-            p.data -= s["lr"] * g
+            p.data -= s.lr * g
     for name, p in module.named_parameters():
         torch.testing.assert_close(outcome.params[name][0], p.detach(), rtol=1e-9, atol=1e-12)

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import begin, settings_of, some_data
+from conftest import begin, build_module, settings_of, some_data
 
 from landscape_cli import config, training
-from landscape_cli.config import Run
+from landscape_cli.config import Run, Training
 from landscape_cli.data.datasets import Data
 from landscape_cli.experiment import session, stacks
-from landscape_cli.network.models import build_module
 from landscape_cli.registry.errors import Fault
 from landscape_cli.training import Outcome, State
 
@@ -38,7 +37,7 @@ def held() -> Data:
     return replace(some_data(40), x_valid=valid.x_train, y_valid=valid.y_train)
 
 
-def settings(case: str, **stop: Any) -> dict[str, Any]:
+def settings(case: str, **stop: Any) -> Training:
     _, own, ends = CASES[case]
     return settings_of(**own, stop={"patience": 5, "max_epochs": 400, **ends, **stop})
 
@@ -49,27 +48,27 @@ def go(case: str, seeds: list[int], state: State | None = None, **options: Any) 
     return {o.row: o for o in training.train(net, data, own, seeds, state or fresh, buffers, **options)}
 
 
-def by_hand(model: dict[str, Any], data: Data, s: dict[str, Any], seed: int) -> tuple[Any, int, int]:
+def by_hand(model: dict[str, Any], data: Data, s: Training, seed: int) -> tuple[Any, int, int]:
     """The best module, its epoch, and the epoch at which training ended."""
     assert data.x_valid is not None and data.y_valid is not None
-    module, stop = build_module(model, data.input_shape, 3, seed).double(), s["stop"]
-    if s["optimizer"] == "adam":
-        optimizer: Any = torch.optim.Adam(module.parameters(), s["lr"])
+    module, stop = build_module(model, data.input_shape, 3, seed).double(), s.stop
+    if s.optimizer == "adam":
+        optimizer: Any = torch.optim.Adam(module.parameters(), s.lr)
     else:
-        optimizer = torch.optim.SGD(module.parameters(), s["lr"], momentum=s["momentum"])
-    batch, least, waited = 40 if s["batch_size"] == "full" else s["batch_size"], torch.inf, 0
+        optimizer = torch.optim.SGD(module.parameters(), s.lr, momentum=s.momentum)
+    batch, least, waited = 40 if s.batch_size == "full" else s.batch_size, torch.inf, 0
     best, when = module, 0
-    for epoch in range(stop["max_epochs"] + 1):
-        if epoch % stop["check_every"] == 0:
+    for epoch in range(stop.max_epochs + 1):
+        if epoch % stop.check_every == 0:
             with torch.no_grad():
                 logits = module(data.x_valid)
             wrong = (logits.argmax(1) != data.y_valid).double().mean()
-            now = float(wrong if stop["score"] == "accuracy" else F.cross_entropy(logits, data.y_valid))
+            now = float(wrong if stop.score == "accuracy" else F.cross_entropy(logits, data.y_valid))
             if now < least:
                 best, when, least, waited = copy.deepcopy(module), epoch, now, 0
             else:
                 waited += 1
-            if waited == stop["patience"]:
+            if waited == stop.patience:
                 return best, when, epoch
         order = torch.arange(40)
         if batch < 40:
@@ -86,7 +85,7 @@ def test_early_stopping_is_that_of_a_plain_loop(case: str) -> None:
     data, s = held(), settings(case)
     _, state, _ = begin(CASES[case][0], data, [s] * len(SEEDS), SEEDS)
     found, ends = go(case, SEEDS, state), set()
-    per_epoch = 1 if s["batch_size"] == "full" else 4
+    per_epoch = 1 if s.batch_size == "full" else 4
     for row, seed in enumerate(SEEDS):
         module, epoch, end = by_hand(CASES[case][0], data, s, seed)
         outcome = found[row]
@@ -159,12 +158,12 @@ def test_a_limit_before_the_patience_ran_out_is_told() -> None:
     assert all(torch.equal(p, short.params[n]) for n, p in go("sgd", [0])[0].params.items())
     steps = go("sgd", [0], stop={"max_steps": 4 * whole[0].epochs + 3})[0]  # in the middle of an epoch
     assert steps.message.endswith(f"at max_steps={4 * whole[0].epochs + 3}: raise it")
-    assert s["stop"]["patience"] == 5 and data.x_valid is not None
+    assert s.stop.patience == 5 and data.x_valid is not None
 
 
 def test_a_run_that_diverges_leaves_as_ever() -> None:
     data = held()
-    own = [settings("sgd"), settings("sgd") | {"lr": 1e300}]
+    own = [settings("sgd"), settings("sgd").model_copy(update={"lr": 1e300})]
     net, state, buffers = begin(MLP, data, own, [0, 1])
     found = {o.row: o for o in training.train(net, data, own, [0, 1], state, buffers)}
     assert found[1].status == "diverged" and torch.isfinite(found[1].params["1.weight"]).all()
@@ -173,7 +172,7 @@ def test_a_run_that_diverges_leaves_as_ever() -> None:
 
 
 def test_snapshots_are_what_they_were_at_their_epoch() -> None:
-    own, data = settings("sgd") | {"snapshots": [2]}, held()
+    own, data = settings("sgd").model_copy(update={"snapshots": [2]}), held()
     plain = settings_of(momentum=0.9, stop={"max_epochs": 2})
     net, state, buffers = begin(MLP, data, [own], [0])
     kept = next(o for o in training.train(net, data, [own], [0], state, buffers) if o.epoch == 2)
@@ -198,8 +197,8 @@ def test_defaults_leave_run_ids_as_they_were(tmp_path: Path) -> None:
         return config.expand(session.resolve(config.read(str(tmp_path / "t.yaml"))))[0]
 
     plain = run("", "max_epochs: 9")
-    assert set(plain.settings["training"]["stop"]) == {"train_loss", "max_epochs", "max_steps", "check_every"}
-    assert "validation" not in plain.settings["dataset"]
+    assert set(plain.settings.hashed["training"]["stop"]) == {"train_loss", "max_epochs", "max_steps", "check_every"}
+    assert "validation" not in plain.settings.hashed["dataset"]
     same = run(", validation: 0.0", "max_epochs: 9, patience: null, score: loss")
     held_out, patient = (
         run(", validation: 0.1", "max_epochs: 9"),

@@ -10,39 +10,38 @@ import torch
 from torch import Tensor, nn
 
 from landscape_cli.network.models import convolutional, dense, published, residual
-from landscape_cli.registry import REGISTRY
+from landscape_cli.registry import REGISTRY, Named
 from landscape_cli.registry.errors import Fault, reason
 
 __all__ = ["build_module", "convolutional", "dense", "published", "residual"]
 
 
-def build_module(spec: dict[str, Any], input_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
+def build_module(spec: Named, input_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
     """The module that a config names, initialized by PyTorch's own rules from a seed.
 
     Args:
-        spec: {"name": ..., settings}.
+        spec: the section of the config: a name, and the settings of that model.
         input_shape: shape of one sample.
         num_classes: number of logits.
         seed: of the initialization; the process's generators are left as they were.
     Raises: Fault if the model does not take such inputs.
     """
-    entry = REGISTRY["model"][spec["name"]]
-    settings = {k: v for k, v in spec.items() if k != "name"}
+    entry = REGISTRY["model"][spec.name]
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # layers of size 0, which then fail
             torch.manual_seed(seed)
-            module: nn.Module = entry.function(input_shape, num_classes, **settings)
+            module: nn.Module = entry.function(input_shape, num_classes, **entry.given(spec))
             if not any(True for _ in module.parameters()):
-                raise Fault(f"model.name: {spec['name']!r} has no parameters: there is nothing to train")
+                raise Fault(f"model.name: {spec.name!r} has no parameters: there is nothing to train")
             outputs = module.eval()(torch.zeros(2, *input_shape, dtype=next(module.parameters()).dtype))
     except Fault:
         raise
     except (Exception, SystemExit) as error:
         wrong = f"does not take inputs of shape {tuple(input_shape)} ({reason(error)})"
-        raise Fault(f"model.name: {spec['name']!r} {wrong}") from error
+        raise Fault(f"model.name: {spec.name!r} {wrong}") from error
     if why := _no_logits(outputs, 2, num_classes):
-        raise Fault(f"model.name: {spec['name']!r} gives {why}")
+        raise Fault(f"model.name: {spec.name!r} gives {why}")
     return module
 
 

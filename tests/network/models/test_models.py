@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Call, begin, settings_of, some_data
+from conftest import Call, begin, build_module, settings_of, some_data
 from torch import Tensor, nn
 
 from landscape_cli import config, network, training
 from landscape_cli.curvature.objective import Objective, flatten
 from landscape_cli.metrics.point import Point
 from landscape_cli.network import Pass, batchnorm_statistics, memory
-from landscape_cli.network.models import build_module
 from landscape_cli.registry import REGISTRY, Entry
 from landscape_cli.registry.errors import Fault
 
