@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pandas import DataFrame
 
-from landscape_cli.audit.table import TRANSFORMS, heading, worst_first
+from landscape_cli.audit.invariance import TRANSFORMS, heading, worst_first
 from landscape_cli.store import tables
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference" / "audit"

@@ -75,7 +75,7 @@ def audit(
         raise Fault("--runs: a checkpoint has none")
     _, experiment = read_for(checkpoints, config or target, config is None, sets, plugin, seeds)
     measured(experiment)
-    from landscape_cli.audit import table as audits
+    from landscape_cli.audit import invariance
     from landscape_cli.cli import print_audit, progress, terminal
     from landscape_cli.experiment import audit as auditing
     from landscape_cli.experiment import result_tables
@@ -87,7 +87,7 @@ def audit(
     else:
         with opened(experiment, results, device, quiet) as session:
             table, left_alone = auditing.run(session, moved, wait=wait)
-    free = audits.unclaimed(table)
+    free = invariance.unclaimed(table)
     if json:
         rows = {"invariance": result_tables.as_json(table), "unclaimed": free, "not_applicable": left_alone}
         terminal.show_json(rows | {"report": session.report})

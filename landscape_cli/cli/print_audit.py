@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from landscape_cli.audit.table import heading, worst_first
+from landscape_cli.audit.invariance import heading, worst_first
 from landscape_cli.cli import print_tables, terminal
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def show(table: DataFrame, not_applicable: list[str], unclaimed: list[str]) -> N
         not_applicable: what the transforms left alone, and why.
         unclaimed: invariances that hold and that no metric claims.
     """
-    from landscape_cli.audit.table import TRANSFORMS
+    from landscape_cli.audit.invariance import TRANSFORMS
 
     plain = table[table["transform"].isin(TRANSFORMS)]
     for run_id, own in plain.groupby("run_id", sort=False):

@@ -124,7 +124,7 @@ def surface(
     from landscape_cli.cli import progress, terminal
     from landscape_cli.experiment import result_tables
     from landscape_cli.experiment import surface as surfaces
-    from landscape_cli.store import directions as files_of_directions
+    from landscape_cli.store import surface_files
 
     runs = listed("--runs", run) if run is not None else None
     request = surfaces.request_of(experiment.surface, given, directions, runs)
@@ -144,7 +144,7 @@ def surface(
         return
     for run_id, table in tables.items():
         path = session.folder / "surfaces" / f"{run_id}-{request.kind}.csv"
-        facts = files_of_directions.facts(path.with_suffix(".safetensors"))
+        facts = surface_files.facts(path.with_suffix(".safetensors"))
         terminal.say(f"{run_id}: {surfaces.summary(request.kind, table, facts)}")
         terminal.say(f"  {path}")
     show_report(session)

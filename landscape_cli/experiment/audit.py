@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from landscape_cli import config, engine, store
-from landscape_cli.audit import table as audit
+from landscape_cli.audit import invariance
 from landscape_cli.audit.transforms import Minima, alpha_groups
 from landscape_cli.config import Experiment, Settings
 from landscape_cli.experiment import adopted, cell_records, drawing, measure
@@ -91,10 +91,10 @@ def _audit(
         settings = settings_of[record["run_id"]]
         alike = [r for r in others[record["run_id"]] if r["run_id"] != record["run_id"]]
         point, at = of_record(session, record, settings, alike)
-        found, cases = audit.audit(point, at, wanted[0], watch)
+        found, cases = invariance.audit(point, at, wanted[0], watch)
         for what in wanted[1]:
             watch(f"{what[0]}, sharpened")
-            driven = audit.sharpen(point, at, what, asked.bound, engine.check)
+            driven = invariance.sharpen(point, at, what, asked.bound, engine.check)
             found += driven
             said |= {} if driven else {f"sharpen: {what[0]}: {STIFF}": None}
         rows += [{"run_id": record["run_id"], **row} for row in found]
@@ -103,7 +103,7 @@ def _audit(
         if asked.drive and not alpha_groups(at):
             said[f"drive: {STIFF}"] = None
         elif asked.drive:
-            curves = audit.drive(point, at, asked.drive)
+            curves = invariance.drive(point, at, asked.drive)
             curves = {"run_id": [record["run_id"]] * len(curves["x"]), **curves}
             store.write_curves(session.folder, {"lines": store.table_bytes(store.lines_table(curves))}, [])
     table = store.invariance_table(rows)

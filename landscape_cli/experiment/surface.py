@@ -22,9 +22,9 @@ from landscape_cli.experiment.train import train_missing
 from landscape_cli.network import Params
 from landscape_cli.registry.entries import OPTIONS, RANDOM
 from landscape_cli.registry.errors import Fault
-from landscape_cli.store import directions as vectors
+from landscape_cli.store import surface_files
 from landscape_cli.store.files import no_link, sync_folder
-from landscape_cli.surface.kinds import KINDS, is_random, span
+from landscape_cli.surface.kinds import KINDS, directions_of, is_random
 from landscape_cli.surface.values import grid
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def check(session: Session, request: Surface) -> None:
             raise Fault(f"{run_id}: {_snapshots_due(request.kind)}")
         if request.directions:
             shapes = {n: tuple(p.shape) for n, p in session.module(settings_of[run_id]).named_parameters()}
-            vectors.read(Path(request.directions), shapes, KINDS[request.kind].facts["axes"])
+            surface_files.read(Path(request.directions), shapes, KINDS[request.kind].facts["axes"])
 
 
 def _chosen(session: Session, request: Surface, among: Sequence[config.Run]) -> list[str]:
@@ -218,13 +218,13 @@ def _surface(
     at = measure.point(session, [record], settings)
     end = None if other is None else measure.point(session, [other], settings_of[other["run_id"]])
     points = snapshots_of(session, record, settings, request.kind) if _needs(request, "snapshots") else None
-    found = span(at, end, points, request)
-    tensors = vectors.names(found.draws)
+    found = directions_of(at, end, points, request)
+    tensors = surface_files.names(found.draws)
     facts = request.model_dump(exclude={"runs", "directions", "curvature"}) | {"version": VERSION, "ends": found.ends}
     facts |= dict.fromkeys(key for key in _idle(request.kind, request.directions) if key in RANDOM)
     facts |= {"minima": [r["minimum"]["sha256"] for r in (record, other) if r], "precision": settings.precision}
     facts |= {"dataset": settings.hashed["dataset"], "data": session.data_hash(settings)}
-    facts |= {"values": vectors.digest(tensors)}
+    facts |= {"values": surface_files.digest(tensors)}
     key, vouching, parts = config.digest(facts, 16), folder / f"{name}.safetensors", _made(folder / f"{name}.parts")
     rule = request.batchnorm or KINDS[request.kind].facts["batchnorm"]
     work = surface_tables.Survey(session, at, found, rule, grid(found.ends, request.points), parts, key, name)
@@ -232,8 +232,8 @@ def _surface(
     about = facts | found.facts | {"key": key, "run_id": record["run_id"], "batchnorm": work.batchnorm}
     about |= {"to": other["run_id"] if other else "", "files": done}
     about = json.loads(json.dumps(about))  # as it will be read
-    if vectors.facts(vouching) != about:  # last: it vouches for the tables
-        store.write(vouching, vectors.to_bytes(tensors, about))
+    if surface_files.facts(vouching) != about:  # last: it vouches for the tables
+        store.write(vouching, surface_files.to_bytes(tensors, about))
     _clear(parts, key)
     return store.read_table(folder / f"{name}.csv")
 
@@ -265,7 +265,7 @@ def _tables(
 
 def _intact(vouching: Path, key: str) -> dict[str, str]:
     """The tables of a surface with this key that are as they were written, and their hashes."""
-    known = vectors.facts(vouching)
+    known = surface_files.facts(vouching)
     files = known.get("files", {}) if known.get("key") == key else {}
     paths = {file: vouching.with_name(file) for file in files}
     return {f: sha for f, sha in files.items() if paths[f].is_file() and store.file_hash(paths[f]) == sha}

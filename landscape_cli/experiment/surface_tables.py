@@ -21,7 +21,7 @@ from landscape_cli.experiment.session import Record, Session
 from landscape_cli.experiment.snapshots import before_the_end
 from landscape_cli.metrics.hessian import hessian_bottom
 from landscape_cli.metrics.point import Point
-from landscape_cli.surface.kinds import Span
+from landscape_cli.surface.span import Span
 from landscape_cli.surface.values import BatchNorm, Slice
 
 if TYPE_CHECKING:

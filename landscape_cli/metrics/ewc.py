@@ -9,8 +9,7 @@ from landscape_cli.registry import metric
 @metric(
     invariant="none",
     source="Kirkpatrick et al. 2017, eq. 3",
-    pairs=True,
-    needs="root",
+    needs="root, peers",
     direction="none",
     cost="C - 1 backward passes, shared, whatever the number of others",
 )

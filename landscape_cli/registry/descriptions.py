@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from landscape_cli.registry.entries import Entry, Kind, claims, keywords, needs_by_setting
+from landscape_cli.registry.entries import PEERS, Entry, Kind, claims, keywords, needs_by_setting
 
 SHELVES: dict[str, Kind] = {
     "models": "model",
@@ -47,7 +47,8 @@ def describe(entry: Entry) -> dict[str, Any]:
 
 def needed(entry: Entry) -> str:
     """What a metric takes of the loss beside its values, as its decorator states it; empty for nothing."""
-    stated = needs_by_setting(entry.facts.get("needs", ""))
+    every = needs_by_setting(entry.facts.get("needs", ""))
+    stated = {key: [one for one in parts if one != PEERS] for key, parts in every.items()}
     return "; ".join(f"{key}: {', '.join(parts)}" if key else ", ".join(parts) for key, parts in stated.items())
 
 

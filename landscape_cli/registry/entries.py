@@ -51,6 +51,7 @@ FILE = "landscape_plugin_"  # what the names of modules begin with that `--plugi
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 NEEDS = ("residuals", "root", "classes", "margins")  # what a loss may have beside values
+PEERS = "peers"  # the other minima of the experiment
 DIRECTIONS: dict[str, str] = {
     "sharp": "large means sharp",
     "flat": "large means flat",
@@ -183,7 +184,6 @@ def metric(
     default: bool = False,
     version: int = 1,
     same: str = "",
-    pairs: bool = False,
     needs: str | Mapping[str, str] = "",
     search: bool = False,
     direction: str = "",
@@ -199,9 +199,9 @@ def metric(
         default: whether `metrics: default` runs it.
         version: raise it when values change, so that old cells are measured again.
         same: the metric of which this one is a monotone function; tests count the two once. It names none itself.
-        pairs: whether it looks at the other minima of the experiment too, `Point.peers`.
         needs: what of the loss it takes beside values, names of `NEEDS` joined by commas, or that for each value of a
-            setting as in `invariant`, under "" always; with a loss that has it not the metric is undefined.
+            setting as in `invariant`, under "" always; with a loss that has it not the metric is undefined. And
+            `peers`, if it looks at the other minima of the experiment too, `Point.peers`.
         search: whether it follows the path of a search, which rounding can turn: the audit holds it to 1e-4.
         direction: what a large value means: `sharp`, `flat` or `none`.
         cost: in words, per minimum.
@@ -212,11 +212,12 @@ def metric(
             names = ", ".join(get_args(Invariance))
             raise Fault(f"@metric(invariant=...): {', '.join(sorted(unknown))}: no such claim; there are {names}")
     facts = {"invariant": invariant, "source": source, "default": default, "version": version, "same": same}
-    facts |= {"needs": needs}
-    for parts in needs_by_setting(needs).values():
-        if unknown := {*parts} - {*NEEDS}:
-            raise Fault(f"@metric(needs=...): {', '.join(sorted(unknown))}: no such part; there are {', '.join(NEEDS)}")
-    return _register("metric", **facts, pairs=pairs, search=search, direction=direction, cost=cost, grids=grids)
+    wanted = {one for parts in needs_by_setting(needs).values() for one in parts}
+    if unknown := wanted - {*NEEDS, PEERS}:
+        known = ", ".join((*NEEDS, PEERS))
+        raise Fault(f"@metric(needs=...): {', '.join(sorted(unknown))}: no such part; there are {known}")
+    facts |= {"needs": needs, "pairs": PEERS in wanted}
+    return _register("metric", **facts, search=search, direction=direction, cost=cost, grids=grids)
 
 
 def needs_by_setting(stated: str | Mapping[str, str]) -> dict[str, list[str]]:
@@ -229,7 +230,7 @@ def needs(entry: Entry, settings: Mapping[str, Any]) -> list[str]:
     """What a metric takes of the loss with these settings."""
     here = {"", *(f"{key}={value}" for key, value in (entry.defaults | dict(settings)).items())}
     every = needs_by_setting(entry.facts.get("needs", ""))
-    return [one for key, stated in every.items() if key in here for one in stated]
+    return [one for key, stated in every.items() if key in here for one in stated if one != PEERS]
 
 
 def claims(entry: Entry) -> dict[str, list[str]]:

@@ -22,7 +22,7 @@ from landscape_cli.registry.errors import Fault
 from landscape_cli.report import plotting
 from landscape_cli.report.inputs import Figure, Inputs
 from landscape_cli.report.plotting import DASHED, Look
-from landscape_cli.store import directions
+from landscape_cli.store import surface_files
 from landscape_cli.store.files import write_many
 from landscape_cli.store.tables import read_table
 
@@ -78,7 +78,7 @@ def _group_of(inputs: Inputs) -> dict[str, str]:
 
 
 def _facts(inputs: Inputs, run_id: str, kind: Entry) -> dict[str, Any]:
-    return directions.facts(inputs.folder / "surfaces" / f"{run_id}-{kind.name}.safetensors")
+    return surface_files.facts(inputs.folder / "surfaces" / f"{run_id}-{kind.name}.safetensors")
 
 
 def _labels(inputs: Inputs, tables: Tables, kind: Entry) -> dict[str, tuple[str, str]]:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape_cli.store import directions
+from landscape_cli.store import surface_files
 from landscape_cli.store.tables import read_table
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Inputs:
                 total.update(json.dumps([*self.records], sort_keys=True, default=str).encode())
             for path in self.files(source) if source != RECORDS else ():
                 facts = path.suffix == ".safetensors"
-                data = json.dumps(directions.facts(path)).encode() if facts else path.read_bytes()
+                data = json.dumps(surface_files.facts(path)).encode() if facts else path.read_bytes()
                 total.update(hashlib.sha256(path.name.encode()).digest() + hashlib.sha256(data).digest())
             self._digests[source] = total.hexdigest()
         return self._digests[source]

@@ -10,7 +10,7 @@ from torch import Tensor
 from landscape_cli.metrics.point import Point
 from landscape_cli.network import Params
 from landscape_cli.registry.errors import Fault
-from landscape_cli.surface.kinds import Ends, Ignore, Normalization
+from landscape_cli.surface.span import Ends, Ignore, Normalization
 from landscape_cli.training import stream
 
 MARGIN = 0.15  # of a trajectory's extent, on each side

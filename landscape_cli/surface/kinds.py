@@ -7,45 +7,23 @@ heavy is imported before a kind is made.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from landscape_cli.registry import RANDOM, REGISTRY, Count, Entry, Natural, Positive, surface
+from landscape_cli.surface.span import Ignore, Normalization, Span
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from landscape_cli.config import Surface
     from landscape_cli.metrics.point import Point
-    from landscape_cli.network import Params
 
 KINDS = REGISTRY["surface"]
-Ends = list[tuple[float, float]]
-Normalization = Literal["filter", "layer", "weight", "none"]
-Ignore = Literal["biasbn", "none"]
 
 
-@dataclass(frozen=True)
-class Span:
-    """Directions, and what belongs to them.
-
-    Args:
-        draws: of each draw axis -> direction, name -> (1, *shape) in float64.
-        ends: first and last coordinate along each axis.
-        facts: what is known of the directions, as JSON.
-        other: buffers of the minimum at x = 1.
-        snapshots: points (n, p) that are shown on it.
-    """
-
-    draws: list[dict[str, Params]]
-    ends: Ends
-    facts: dict[str, Any] = field(default_factory=dict)
-    other: Params | None = None
-    snapshots: Tensor | None = None
-
-
-def span(at: Point, other: Point | None, snapshots: Tensor | None, request: Surface) -> Span:
+def directions_of(at: Point, other: Point | None, snapshots: Tensor | None, request: Surface) -> Span:
     """The directions of one surface.
 
     Args:
@@ -60,10 +38,10 @@ def span(at: Point, other: Point | None, snapshots: Tensor | None, request: Surf
     found: Span = kind.function(at, *(present[name] for name in kind.facts["needs"]), **options)
     if not request.directions:
         return found
-    from landscape_cli.store import directions
+    from landscape_cli.store import surface_files
 
     shapes = {name: tuple(t.shape[1:]) for name, t in at.train.like.items()}
-    return replace(found, draws=directions.read(Path(request.directions), shapes, kind.facts["axes"]))
+    return replace(found, draws=surface_files.read(Path(request.directions), shapes, kind.facts["axes"]))
 
 
 def is_random(kind: Entry) -> bool:

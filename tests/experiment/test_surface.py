@@ -17,7 +17,7 @@ from landscape_cli import store
 from landscape_cli.config import Surface
 from landscape_cli.experiment import compare, drawing, surface, surface_tables, train
 from landscape_cli.registry.errors import Fault
-from landscape_cli.store import directions
+from landscape_cli.store import surface_files
 from landscape_cli.surface.values import Slice
 
 
@@ -275,7 +275,7 @@ def test_other_ends_and_other_directions_are_other_surfaces(tiny: Any, monkeypat
     for seed in (1, 2):
         asked = Surface(points=3, runs=[a], directions=str(folder / f"own{seed}.safetensors"))
         found.append(surface.run(session, asked)[a]["loss"])
-        known = directions.facts(folder / f"{a}-line.safetensors")
+        known = surface_files.facts(folder / f"{a}-line.safetensors")
         assert [known[k] for k in ("normalization", "ignore", "seed", "draws")] == [None] * 4  # not what was drawn
     assert not found[0].equals(found[1])
 

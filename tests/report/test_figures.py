@@ -45,9 +45,9 @@ def inputs(tmp_path: Path) -> Inputs:
             path = tmp_path / source.replace("*", f"{run_ids[0]}-plane" if name == "surface_curvature" else run_ids[0])
             write(path, _surface(source.endswith("-curvature.csv")))
     end = {"to": run_ids[1]}
-    from landscape_cli.store import directions
+    from landscape_cli.store import surface_files
 
-    (tmp_path / "surfaces" / f"{run_ids[0]}-path.safetensors").write_bytes(directions.to_bytes({}, end))
+    (tmp_path / "surfaces" / f"{run_ids[0]}-path.safetensors").write_bytes(surface_files.to_bytes({}, end))
     return Inputs(tmp_path, records, GROUPS)
 
 

@@ -14,7 +14,7 @@ from landscape_cli.experiment import surface_tables
 from landscape_cli.registry.errors import Fault
 from landscape_cli.report import figures_surface, plotting
 from landscape_cli.report.inputs import Inputs
-from landscape_cli.store import directions
+from landscape_cli.store import surface_files
 from landscape_cli.surface.kinds import KINDS
 from landscape_cli.surface.values import grid
 
@@ -47,9 +47,9 @@ def written(tmp_path: Path) -> None:
             store.write(tmp_path / "surfaces" / f"{run_id}-{name}.csv", store.table_bytes(table))
         facts = {"to": "b" if run_id == "a" else "gone"}
         some = {"x0.w": torch.zeros(1)}
-        store.write(tmp_path / "surfaces" / f"{run_id}-path.safetensors", directions.to_bytes(some, facts))
+        store.write(tmp_path / "surfaces" / f"{run_id}-path.safetensors", surface_files.to_bytes(some, facts))
         values = {"eigenvalues": [3.0, 1.0]}
-        store.write(tmp_path / "surfaces" / f"{run_id}-eigen.safetensors", directions.to_bytes(some, values))
+        store.write(tmp_path / "surfaces" / f"{run_id}-eigen.safetensors", surface_files.to_bytes(some, values))
 
 
 def surfaces(folder: Path, runs: Any, groups: list[str]) -> list[Path]:

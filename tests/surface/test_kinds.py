@@ -20,7 +20,8 @@ from landscape_cli.registry.entries import GIVEN, OPTIONS
 from landscape_cli.registry.errors import Fault
 from landscape_cli.report.figures import figures
 from landscape_cli.report.inputs import Inputs
-from landscape_cli.surface.kinds import KINDS, Span, is_random
+from landscape_cli.surface.kinds import KINDS, is_random
+from landscape_cli.surface.span import Span
 
 DOCS = Path(__file__).parents[2] / "docs"
 SNAPSHOTS = {"training": {"lr": 0.1, "batch_size": 10, "stop": {"max_epochs": 5}, "snapshots": [0, 1, 2, 4]}}

@@ -24,7 +24,7 @@ from torch.testing import assert_close
 
 from landscape_cli import network, registry
 from landscape_cli.audit import claims as verdicts
-from landscape_cli.audit import curves, table
+from landscape_cli.audit import curves, invariance
 from landscape_cli.audit import transforms as rp
 from landscape_cli.cli import audit_table
 from landscape_cli.config import Measurement
@@ -75,7 +75,7 @@ def minimum(name: str) -> tuple[Point, rp.Minima]:
 
 
 def audited(name: str, wanted: list[Measurement]) -> DataFrame:
-    rows, _ = table.audit(*minimum(name), wanted)
+    rows, _ = invariance.audit(*minimum(name), wanted)
     return tables.invariance_table([{"run_id": "a", **row} for row in rows])
 
 
@@ -92,7 +92,7 @@ def test_every_claim_holds_and_what_holds_is_claimed(name: str) -> None:
     bad = found[found["verdict"].isin(("broken", "unresolved"))]
     assert not len(bad), bad[["metric", "setting", "transform", "before", "after"]].to_string()
     assert (found["verdict"] == "holds").sum() > 200
-    assert [line for line in table.unclaimed(found) if not line.startswith(ABOVE[name])] == []
+    assert [line for line in invariance.unclaimed(found) if not line.startswith(ABOVE[name])] == []
     moved = found[(found["verdict"] == "never claimed") & (found["ratio"] - 1).abs().gt(1e-3)]
     for metric_name, own in found.groupby("metric"):
         silent = set(own["claim"]) == {""} and bool(own["before"].notna().any())
@@ -121,7 +121,7 @@ def in_coordinates(name: str, transform: str, strength: float) -> Callable[[Tens
     return (lambda phi: phi / strength) if transform == "global_scale" else None
 
 
-def brute(name: str, case: table.Case | None) -> dict[str, float]:
+def brute(name: str, case: invariance.Case | None) -> dict[str, float]:
     """Metrics by dense matrices, at the minimum or its image, of PyTorch's own module."""
     net, x, y = copy.deepcopy(trained(name)[0]), *trained(name)[1:]
     h = None
@@ -170,7 +170,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "residual", "tanh"])
 def test_values_before_and_after_are_those_of_dense_matrices(name: str) -> None:
-    cases = {(c.transform, c.strength): c for c in table.cases(minimum(name)[1])}
+    cases = {(c.transform, c.strength): c for c in invariance.cases(minimum(name)[1])}
     function_kept = [k for k, c in cases.items() if c.moved and k[0] != "logit_scale"]
     assert len(function_kept) >= 4
     for key in function_kept:
@@ -206,14 +206,14 @@ def test_a_false_claim_is_caught_and_a_true_one_that_is_not_made_is_told(toy: Ca
     assert verdicts[lie, "alpha_scale"] == verdicts[lie, "filter_scale"] == "broken"
     assert verdicts[lie, "smooth_sinh"] == verdicts[lie, "logit_scale"] == "never claimed"
     assert verdicts[lie, "batchnorm_scale"] == "not applicable"
-    assert table.unclaimed(found) == [f"{shy}: permutation, scale, filter, global, smooth"]
+    assert invariance.unclaimed(found) == [f"{shy}: permutation, scale, filter, global, smooth"]
 
 
 def test_settings_are_reduced_only_where_their_annotations_say_so(toy: Callable[..., str]) -> None:
     """Of every metric: types are kept, nothing grows; of a plugin, what is called like ours is left alone."""
     for name in METRICS:
         for own in settings_of(name):
-            found = table.adapted(name, own)
+            found = invariance.adapted(name, own)
             assert found.keys() == own.keys() and all(type(found[k]) is type(own[k]) for k in own), name
             changed = {k for k in own if found[k] != own[k]}
             assert all(found[k] < own[k] for k in changed) and changed <= REDUCED, name
@@ -233,7 +233,7 @@ def test_settings_are_reduced_only_where_their_annotations_say_so(toy: Callable[
     name = toy(odd, "permutation")
     own = REGISTRY["metric"][name].settings().model_dump()
     assert set(audited("mlp", [(name, own)])["verdict"]) <= {"holds", "never claimed", "not applicable"}
-    assert table.adapted("hessian_top", {"tolerance": 1e-9}) == {"tolerance": 1e-9}  # tighter already
+    assert invariance.adapted("hessian_top", {"tolerance": 1e-9}) == {"tolerance": 1e-9}  # tighter already
 
 
 REDUCED = {"probes", "draws", "directions", "chains", "tolerance"}  # of our own metrics
@@ -300,7 +300,7 @@ def test_a_metric_that_fails_or_has_no_value_in_other_coordinates_is_told(toy: C
 
     found = audited("mlp", [(toy(evades, "smooth, permutation"), {})]).set_index("transform")["verdict"]
     assert (found["smooth_sinh"], found["smooth_cubic"], found["permute"]) == ("not checked", "not checked", "holds")
-    rows, _ = table.audit(*minimum("mlp"), [(toy(raises, "filter"), {})])
+    rows, _ = invariance.audit(*minimum("mlp"), [(toy(raises, "filter"), {})])
     assert {row["verdict"] for row in rows} == {"failed"} and "one at a time" in rows[0]["message"]
 
 
@@ -348,13 +348,13 @@ def test_sharpening_reaches_orders_of_magnitude_but_not_for_the_kl_ball() -> Non
     point, at = minimum("mlp")
     top = ("hessian_top", REGISTRY["metric"]["hessian_top"].settings().model_dump())
     kl = ("regret_kl", REGISTRY["metric"]["regret_kl"].settings(**SETTINGS["regret_kl"]).model_dump())
-    up, down = table.sharpen(point, at, top, 100.0)
+    up, down = invariance.sharpen(point, at, top, 100.0)
     assert (up["transform"], down["transform"], up["claim"], up["strength"]) == ("sharpen", "flatten", "", 100.0)
     assert up["ratio"] > 1e3 and down["ratio"] < 1.0
     assert up["before"] == pytest.approx(brute("mlp", None)["hessian_top"], rel=1e-6)
-    for row in table.sharpen(point, at, kl, 100.0):
-        assert row["ratio"] == pytest.approx(1, abs=1e-6) and row["verdict"] == "holds"
-    assert table.sharpen(*minimum("tanh"), top, 100.0) == []
+    for row in invariance.sharpen(point, at, kl, 100.0):
+        assert row["ratio"] == pytest.approx(1, abs=1e-5) and (row["verdict"], row["tolerance"]) == ("holds", 1e-4)
+    assert invariance.sharpen(*minimum("tanh"), top, 100.0) == []
 
 
 def test_lines_are_those_of_li_and_of_dinh() -> None:
@@ -364,7 +364,7 @@ def test_lines_are_those_of_li_and_of_dinh() -> None:
             assert_close(t[0].norm(dim=1), at.params[name][0].norm(dim=1), rtol=1e-12, atol=0)
         else:
             assert not t.any()
-    columns = DataFrame(table.drive(point, at, 50.0))
+    columns = DataFrame(invariance.drive(point, at, 50.0))
     images = list(dict.fromkeys(columns["image"]))
     tops = [columns[columns["image"] == i]["hessian_top"].iloc[0] for i in images]
     assert tops[0] == pytest.approx(brute("mlp", None)["hessian_top"], rel=1e-6)
@@ -393,7 +393,7 @@ def test_lines_are_those_of_li_and_of_dinh() -> None:
 def test_sample_hessians_in_other_coordinates(name: str, transform: str) -> None:
     """|H_i v|^2 by the layers' formula and by whole products, which `dense` confirms above."""
     point, at = minimum(name)
-    moved = table.TRANSFORMS[transform].move(at, 2.0).minima
+    moved = invariance.TRANSFORMS[transform].move(at, 2.0).minima
     train = replace(point.train, network=moved.network, like=moved.params)
     phi = torch.cat([t.flatten(1) for t in moved.params.values()], 1)
     v = torch.randn(phi.shape, generator=torch.Generator().manual_seed(4), dtype=f64)

@@ -1,6 +1,6 @@
 """The audit: which metrics survive a change of parameters that changes nothing (METRICS section 9; Dinh et al. 2017).
 
-Every metric is taken in float64 at a minimum and at its images under the transforms of reparametrize.py, all in as few
+Every metric is taken in float64 at a minimum and at its images under the transforms of transforms.py, all in as few
 stacks as there are networks. A claim that does not hold to `tolerance` is broken.
 """
 
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from landscape_cli.audit import curves
 from landscape_cli.audit import transforms as rp
-from landscape_cli.audit.claims import claimed, same, tolerance, verdict
+from landscape_cli.audit.claims import SEARCHED, claimed, same, tolerance, verdict
 from landscape_cli.audit.transforms import Minima, Moved
 from landscape_cli.config import Measurement, grid
 from landscape_cli.curvature.objective import flatten
@@ -275,8 +275,11 @@ def sharpen(
                 for one, value in zip(tried, values(tried)[extra], strict=True):
                     if sign * (value - best) > 0:
                         best, t = value, one
-            about = (name, settings, extra, before, best, nan, claimed(REGISTRY["metric"][name], settings, "filter"))
-            rows.append(_columns(*about) | {"transform": transform, "strength": bound})
+            claim = claimed(REGISTRY["metric"][name], settings, "filter")
+            row = _columns(name, settings, extra, before, best, nan, claim)
+            # the search climbs rounding as well as curvature: factors up to `bound` cost as many digits
+            row |= {"tolerance": SEARCHED, "verdict": verdict(before, best, nan, claim, tolerance=SEARCHED)}
+            rows.append(row | {"transform": transform, "strength": bound})
     return rows
 
 
