@@ -26,7 +26,7 @@ from landscape_cli import network, registry
 from landscape_cli.audit import claims as verdicts
 from landscape_cli.audit import curves, invariance
 from landscape_cli.audit import transforms as rp
-from landscape_cli.cli import audit_table
+from landscape_cli.cli import print_audit
 from landscape_cli.config import Measurement
 from landscape_cli.curvature import sample_gradients
 from landscape_cli.metrics.point import Estimate, Point, exact
@@ -306,7 +306,7 @@ def test_a_metric_that_fails_or_has_no_value_in_other_coordinates_is_told(toy: C
 
 def test_what_could_not_be_checked_is_told(capsys: pytest.CaptureFixture[str], toy: Callable[..., str]) -> None:
     evades = toy(lambda at: exact(at.theta.norm(dim=1) * (nan if at.train.network.kind == "charted" else 1)), "smooth")
-    audit_table.show(audited("mlp", [(evades, {})]), [], [])
+    print_audit.show(audited("mlp", [(evades, {})]), [], [])
     assert f"not checked: {evades} claims smooth: smooth_sinh" in capsys.readouterr().out
 
 
