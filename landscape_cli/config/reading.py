@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from landscape_cli.config import checks, yaml_tree
 from landscape_cli.config.identity import Settings
 from landscape_cli.config.problems import Problem, did_you_mean, dotted
@@ -131,8 +133,15 @@ def trainings_of(tree: Tree, runs: Iterable[dict[str, Any]]) -> Iterator[Trainin
             if root == "training" and training:
                 values = grid.get(key, [])
                 found = [v for t, v in zip(checks.titles(values), values, strict=True) if t == title]
-                training = checks.changed(training, tuple(rest), found[0]) if found else None
+                training = _or_none(training, tuple(rest), found[0] if found else title)  # of a grid that was other
         yield training
+
+
+def _or_none(training: Training, path: Where, value: Any) -> Training | None:
+    try:
+        return checks.changed(training, path, value)  # type: ignore[no-any-return]
+    except ValidationError:
+        return None
 
 
 def _fault(tree: Tree, problems: list[Problem]) -> Fault:

@@ -19,6 +19,7 @@ from conftest import TINY
 from landscape_cli import config, engine, registry, store, training
 from landscape_cli.config import grid
 from landscape_cli.experiment import adopted, compare, drawing, planning, result_tables
+from landscape_cli.experiment import train as train_step
 from landscape_cli.experiment.session import Session
 from landscape_cli.metrics.point import Estimate, Point, exact
 from landscape_cli.registry import REGISTRY, Entry
@@ -398,18 +399,18 @@ def test_changed_data_make_runs_and_cells_stale(tiny: Open, tmp_path: Path, what
 
 
 def test_a_small_net_alone_is_trained_on_one_thread(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, train = [], training.train
+    seen, trained = [], training.train
 
     def noting(*args: Any) -> Any:
         seen.append((len(args[3]), torch.get_num_threads()))
-        return train(*args)
+        return trained(*args)
 
     monkeypatch.setattr(training, "train", noting)
     session = tiny()
     lone = next(run for run in session.runs if run.seed == 0)
     session.runs = [lone, *(run for run in session.runs if run.settings != lone.settings)]
     with engine.on_threads(3):
-        train.train(session)
+        train_step.train(session)
         assert torch.get_num_threads() == 3
     assert seen == [(1, 1), (2, 3)] and torch.get_num_threads() == 1
 
