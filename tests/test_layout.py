@@ -49,7 +49,7 @@ TESTED_ELSEWHERE = {  # where, and why there -> modules without a test file of t
     "engine/test_watch.py: signals pass what contains faults": ("engine/local",),
     "experiment/test_compare.py: steps of one pipeline, by the files that they leave": (
         *("experiment/adopted", "experiment/audit", "experiment/planning", "experiment/result_tables"),
-        "experiment/train",
+        "experiment/train_runs",
     ),
     "experiment/test_measure.py: cells are what measuring writes": ("experiment/cell_records",),
     "registry/test_plugins.py: entries come and go with plugins": ("registry/entries", "registry/errors"),

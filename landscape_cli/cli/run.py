@@ -65,12 +65,12 @@ def train(
     with opened(experiment, results, device, quiet) as session:
         from landscape_cli.cli import print_tables, terminal
         from landscape_cli.experiment import planning, result_tables
-        from landscape_cli.experiment.train import train as train_runs
+        from landscape_cli.experiment.train_runs import train as train_all
 
         if dry_run:
             plan = planning.plan(session)
         else:
-            table = train_runs(session, fresh=fresh, wait=wait)
+            table = train_all(session, fresh=fresh, wait=wait)
     if dry_run:
         return show_plan(plan, json)
     terminal.show_json({"runs": result_tables.as_json(table)}) if json else print_tables.runs(table)

@@ -15,7 +15,7 @@ from landscape_cli.config import Experiment, Settings
 from landscape_cli.experiment import adopted, cell_records, drawing, measure
 from landscape_cli.experiment.result_tables import runs_table
 from landscape_cli.experiment.session import Record, Session, writing
-from landscape_cli.experiment.train import train_missing
+from landscape_cli.experiment.train_runs import train_missing
 from landscape_cli.metrics.point import Point
 from landscape_cli.network import build
 from landscape_cli.registry import REGISTRY

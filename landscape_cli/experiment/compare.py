@@ -10,7 +10,7 @@ from landscape_cli.experiment import drawing
 from landscape_cli.experiment.measure import measure_missing
 from landscape_cli.experiment.result_tables import metrics_table, runs_table
 from landscape_cli.experiment.session import Record, Session, writing
-from landscape_cli.experiment.train import forget, train_missing
+from landscape_cli.experiment.train_runs import forget, train_missing
 from landscape_cli.report import statistics
 
 if TYPE_CHECKING:

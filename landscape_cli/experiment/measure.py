@@ -31,7 +31,7 @@ from landscape_cli.experiment.cell_records import (
 )
 from landscape_cli.experiment.result_tables import metrics_table, runs_table
 from landscape_cli.experiment.session import Record, Session, dtype, writing
-from landscape_cli.experiment.train import train_missing
+from landscape_cli.experiment.train_runs import train_missing
 from landscape_cli.metrics.evaluate import evaluate
 from landscape_cli.metrics.point import GRAM_SAMPLES, Point
 from landscape_cli.network import memory

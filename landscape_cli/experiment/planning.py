@@ -9,7 +9,7 @@ from typing import Any
 from landscape_cli import config
 from landscape_cli.experiment import cell_records, snapshots, stacks
 from landscape_cli.experiment.session import Record, Session
-from landscape_cli.experiment.train import pending
+from landscape_cli.experiment.train_runs import pending
 
 
 def plan(session: Session) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from landscape_cli.experiment import adopted, drawing, measure, surface_tables
 from landscape_cli.experiment.result_tables import runs_table
 from landscape_cli.experiment.session import Record, Session, writing
 from landscape_cli.experiment.snapshots import before_the_end
-from landscape_cli.experiment.train import train_missing
+from landscape_cli.experiment.train_runs import train_missing
 from landscape_cli.network import Params
 from landscape_cli.registry.entries import OPTIONS, RANDOM
 from landscape_cli.registry.errors import Fault

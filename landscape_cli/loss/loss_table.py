@@ -1,7 +1,7 @@
 """What a loss is to the rest of the program, and the table of those that there are: a row each.
 
-Another loss is a function and a row here, and its cases in tests/loss/test_loss_table.py. What a row leaves out the loss
-has not: metrics that state their need of it are then undefined, and say so.
+Another loss is a function and a row here, and its cases in tests/loss/test_loss_table.py. What a row leaves out the
+loss has not: metrics that state their need of it are then undefined, and say so.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The columns of a run, the one list that runs.csv, the terminal, the report and the docs read.
 
-A column is a row here, and its value where `run_record` is called (experiment/train.py).
+A column is a row here, and its value where `run_record` is called (experiment/train_runs.py).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from conftest import TINY, Call, yaml_of
 from filelock import FileLock
 
 from landscape_cli import cli
-from landscape_cli.experiment import train
+from landscape_cli.experiment import train_runs
 
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 
@@ -198,7 +198,7 @@ def test_an_internal_error_is_one_line(call: Call, monkeypatch: pytest.MonkeyPat
     def broken(*args: object, **options: object) -> None:
         raise RuntimeError("a\nb")
 
-    monkeypatch.setattr(train, "train", broken)
+    monkeypatch.setattr(train_runs, "train", broken)
     code, out, err = call("train", "tiny.yaml")
     assert (code, out) == (1, "") and err.startswith("internal error: RuntimeError: a")
 

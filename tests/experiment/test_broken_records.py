@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from landscape_cli.experiment import drawing, measure, planning, train
+from landscape_cli.experiment import drawing, measure, planning, train_runs
 from landscape_cli.experiment.session import Session
 
 Open = Callable[..., Session]
@@ -30,7 +30,7 @@ def whole(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> Session:
 def commands(tiny: Open) -> list[list[str]]:
     """Show, train and measure, each in a session of its own; what each warned of."""
     said = []
-    for command in (planning.plan, train.train, lambda s: measure.measure(s, [("weight_norm", {})])):
+    for command in (planning.plan, train_runs.train, lambda s: measure.measure(s, [("weight_norm", {})])):
         session = tiny(SMALL | {"training": {"lr": 0.1, "batch_size": 10, "stop": {"max_epochs": 2}}})
         command(session)
         said.append(session.warnings)

@@ -18,8 +18,7 @@ from conftest import TINY
 
 from landscape_cli import config, engine, registry, store, training
 from landscape_cli.config import grid
-from landscape_cli.experiment import adopted, compare, drawing, planning, result_tables
-from landscape_cli.experiment import train as train_step
+from landscape_cli.experiment import adopted, compare, drawing, planning, result_tables, train_runs
 from landscape_cli.experiment.session import Session
 from landscape_cli.metrics.point import Estimate, Point, exact
 from landscape_cli.registry import REGISTRY, Entry
@@ -410,7 +409,7 @@ def test_a_small_net_alone_is_trained_on_one_thread(tiny: Open, monkeypatch: pyt
     lone = next(run for run in session.runs if run.seed == 0)
     session.runs = [lone, *(run for run in session.runs if run.settings != lone.settings)]
     with engine.on_threads(3):
-        train_step.train(session)
+        train_runs.train(session)
         assert torch.get_num_threads() == 3
     assert seen == [(1, 1), (2, 3)] and torch.get_num_threads() == 1
 

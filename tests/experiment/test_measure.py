@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from landscape_cli import config, engine, store
 from landscape_cli.config import grid
-from landscape_cli.experiment import cell_records, result_tables, train
+from landscape_cli.experiment import cell_records, result_tables, train_runs
 from landscape_cli.experiment import measure as measurement
 from landscape_cli.experiment.cell_records import key_of
 from landscape_cli.experiment.session import Record, Session
@@ -36,7 +36,7 @@ SMALL = TINY | {"training": {**TINY["training"], "stop": {"max_epochs": 2}}, "gr
 
 def trained(session: Session) -> dict[str, Record]:
     store.open_folder(session.folder.parent, session.folder.name)
-    return train.train_missing(session)
+    return train_runs.train_missing(session)
 
 
 def measure(session: Session, records: dict[str, Record], wanted: list[Any]) -> dict[str, list[dict[str, Any]]]:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from landscape_cli import store
 from landscape_cli.config import Surface
-from landscape_cli.experiment import compare, drawing, surface, surface_tables, train
+from landscape_cli.experiment import compare, drawing, surface, surface_tables, train_runs
 from landscape_cli.registry.errors import Fault
 from landscape_cli.store import surface_files
 from landscape_cli.surface.values import Slice
@@ -247,7 +247,7 @@ def test_nothing_is_removed_through_a_link(tiny: Any, monkeypatch: pytest.Monkey
 
 def test_a_file_in_the_place_of_a_folder(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "draw", lambda *a: [])
-    train.train(tiny())
+    train_runs.train(tiny())
     (tiny().folder / "surfaces").write_text("x")
     session = tiny()
     surface.run(session, Surface(points=3))
