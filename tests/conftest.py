@@ -16,7 +16,7 @@ from landscape_cli import config, network, registry, training
 from landscape_cli.__main__ import main
 from landscape_cli.config import Training
 from landscape_cli.data.datasets import Data
-from landscape_cli.experiment import drawing, session
+from landscape_cli.experiment import draw_report, session
 from landscape_cli.network import Network, models
 
 
@@ -100,7 +100,7 @@ Call = Callable[..., tuple[int, str, str]]
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
     """`landscape WORDS` in this process, in a folder with tiny.yaml; exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(drawing, "draw", lambda *args: [])
+    monkeypatch.setattr(draw_report, "draw", lambda *args: [])
     (tmp_path / "tiny.yaml").write_text(yaml_of(TINY | {"seeds": 1, "metrics": ["weight_norm"]}))
 
     def run(*words: str) -> tuple[int, str, str]:

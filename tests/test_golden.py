@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from landscape_cli import config, store
-from landscape_cli.experiment import compare, drawing, planning, session
+from landscape_cli.experiment import compare, draw_report, planning, session
 from landscape_cli.experiment import measure as measurement
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"
@@ -43,7 +43,7 @@ store.write_cells(folder, {cell["run_id"]: cell for cell in cells}.values())
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(drawing, "draw", lambda *args: None)
+    monkeypatch.setattr(draw_report, "draw", lambda *args: None)
     shutil.copytree(GOLDEN / "golden", tmp_path / "golden")
     return tmp_path / "golden"
 

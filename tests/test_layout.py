@@ -48,7 +48,7 @@ TESTED_ELSEWHERE = {  # where, and why there -> modules without a test file of t
     "data/test_datasets.py: common to all data sets": ("data/builtin",),
     "engine/test_watch.py: signals pass what contains faults": ("engine/local",),
     "experiment/test_compare.py: steps of one pipeline, by the files that they leave": (
-        *("experiment/adopted", "experiment/audit", "experiment/planning", "experiment/result_tables"),
+        *("experiment/user_checkpoints", "experiment/audit", "experiment/planning", "experiment/result_tables"),
         "experiment/train_runs",
     ),
     "experiment/test_measure.py: cells are what measuring writes": ("experiment/cell_records",),

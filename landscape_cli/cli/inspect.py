@@ -40,9 +40,9 @@ def report(
     """
     load(None)
     from landscape_cli.cli import terminal
-    from landscape_cli.experiment import drawing
+    from landscape_cli.experiment import draw_report
 
-    page = drawing.rewrite_report(folder.resolve())
+    page = draw_report.rewrite_report(folder.resolve())
     terminal.show_json({"report": str(page)}) if json else terminal.say(str(page))
 
 

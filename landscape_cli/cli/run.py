@@ -113,13 +113,15 @@ def measure(
         raise Fault(f"one config at a time, or checkpoints with --config: got {', '.join(target)}")
     sets = [*(sets or []), *as_setting(metrics)]
     _, experiment = read_for(checkpoints, config or target[0], config is None, sets, plugin, seeds)
-    from landscape_cli.experiment import adopted, result_tables
+    from landscape_cli.experiment import result_tables, user_checkpoints
     from landscape_cli.experiment.measure import measure as measure_runs
 
     wanted = measured(experiment)
     if checkpoints:
         with progress.shown(quiet) as watch:
-            session, table = adopted.measure_checkpoints(experiment, checkpoints, results, wanted, device, watch)
+            session, table = user_checkpoints.measure_checkpoints(
+                experiment, checkpoints, results, wanted, device, watch
+            )
         show_warnings(session)
     else:
         with opened(with_snapshots(experiment, along), results, device, quiet) as session:

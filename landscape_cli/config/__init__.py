@@ -1,6 +1,7 @@
 """The YAML of an experiment: read with the place of each value, checked as a whole, expanded into runs with their ids.
 
-Imports `registry` only. Begin with schema.py; reading.py reads a file, grid.py makes runs of it.
+Imports `registry` only. Begin with schema.py; reading.py reads a file, checks.py checks it, grid.py makes runs of it,
+identity.py their ids.
 """
 
 from landscape_cli.config.grid import Measurement, Run, expand, measurements, setting

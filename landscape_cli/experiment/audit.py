@@ -12,7 +12,7 @@ from landscape_cli import config, engine, store
 from landscape_cli.audit import invariance
 from landscape_cli.audit.transforms import Minima, alpha_groups
 from landscape_cli.config import Experiment, Settings
-from landscape_cli.experiment import adopted, cell_records, drawing, measure
+from landscape_cli.experiment import cell_records, draw_report, measure, user_checkpoints
 from landscape_cli.experiment.result_tables import runs_table
 from landscape_cli.experiment.session import Record, Session, writing
 from landscape_cli.experiment.train_runs import train_missing
@@ -51,11 +51,11 @@ def run_checkpoints(
 ) -> tuple[Session, DataFrame, list[str]]:
     """`landscape audit CHECKPOINT...`: the same of networks trained elsewhere, in `results/<name>-checkpoints`."""
     wanted = _audited(base)
-    session, loaded = adopted.adopting(base, paths, results, device, watch)
+    session, loaded = user_checkpoints.adopting(base, paths, results, device, watch)
     with writing(session):
-        records = adopted.adopt(session, loaded)
+        records = user_checkpoints.adopt(session, loaded)
         settings_of = dict.fromkeys(records, session.runs[0].settings)
-        adopted.write_adopted(session, records)
+        user_checkpoints.write_adopted(session, records)
         table, said = _audit(session, list(records.values()), records, settings_of, wanted)
     return session, table, said
 
@@ -108,7 +108,7 @@ def _audit(
             store.write_curves(session.folder, {"lines": store.table_bytes(store.lines_table(curves))}, [])
     table = store.invariance_table(rows)
     store.write(session.folder / "invariance.csv", store.table_bytes(table))
-    drawing.draw_of(session, list(session.finished().values()) or chosen)
+    draw_report.draw_of(session, list(session.finished().values()) or chosen)
     return table, list(said)
 
 

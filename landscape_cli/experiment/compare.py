@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from landscape_cli import config, registry, store
-from landscape_cli.experiment import drawing
+from landscape_cli.experiment import draw_report
 from landscape_cli.experiment.measure import measure_missing
 from landscape_cli.experiment.result_tables import metrics_table, runs_table
 from landscape_cli.experiment.session import Record, Session, writing
@@ -47,5 +47,5 @@ def compare(
         store.write(session.folder / "comparison.csv", store.table_bytes(table))
         if around:
             around(session, records)
-        drawing.draw_of(session, list(records.values()))
+        draw_report.draw_of(session, list(records.values()))
     return table

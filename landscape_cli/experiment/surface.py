@@ -14,7 +14,7 @@ from torch import Tensor
 
 from landscape_cli import config, store
 from landscape_cli.config import Settings, Surface
-from landscape_cli.experiment import adopted, drawing, measure, surface_tables
+from landscape_cli.experiment import draw_report, measure, surface_tables, user_checkpoints
 from landscape_cli.experiment.result_tables import runs_table
 from landscape_cli.experiment.session import Record, Session, writing
 from landscape_cli.experiment.snapshots import before_the_end
@@ -83,7 +83,7 @@ def run(session: Session, request: Surface, *, wait: bool = False) -> dict[str, 
         records = train_missing(session, set(chosen))
         runs_table(session)
         found = surfaces_of(session, [records[i] for i in chosen], settings_of, request)
-        drawing.draw_of(session, list(session.finished().values()))
+        draw_report.draw_of(session, list(session.finished().values()))
         return found
 
 
@@ -99,16 +99,16 @@ def run_checkpoints(
     if request.runs:
         raise Fault("--runs: a checkpoint has none")
     _check(request)
-    session, loaded = adopted.adopting(base, paths, results, device, watch)
+    session, loaded = user_checkpoints.adopting(base, paths, results, device, watch)
     if pair and _alike([one.params for one in loaded.values()]):
         names = " and ".join(map(str, paths))
         raise Fault(f"--kind {request.kind}: {names} hold the same minimum: name two that differ")
     with writing(session):
-        records = adopted.adopt(session, loaded)
-        adopted.write_adopted(session, records)
+        records = user_checkpoints.adopt(session, loaded)
+        user_checkpoints.write_adopted(session, records)
         settings_of = dict.fromkeys(records, session.runs[0].settings)
         found = surfaces_of(session, list(records.values()), settings_of, request)
-        drawing.draw_of(session, list(records.values()))
+        draw_report.draw_of(session, list(records.values()))
         return session, found
 
 

@@ -1,6 +1,7 @@
 """How K networks are run at once: stacked layers, vmap or one by one; BatchNorm, channels; `models/` builds them.
 
-Imports `loss` and `registry` only. Begin with forward.py, which decides how a network is run, then layers.py.
+Imports `loss` and `registry` only. Begin with forward.py, which decides how a network is run, then layers.py;
+memory.py says how much is taken at once.
 """
 
 from landscape_cli.network.forward import (

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from landscape_cli.experiment import drawing, measure, planning, train_runs
+from landscape_cli.experiment import draw_report, measure, planning, train_runs
 from landscape_cli.experiment.session import Session
 
 Open = Callable[..., Session]
@@ -20,7 +20,7 @@ REMADE = ": taken as missing, will be made again"
 
 @pytest.fixture
 def whole(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> Session:
-    monkeypatch.setattr(drawing, "draw", lambda *args: None)
+    monkeypatch.setattr(draw_report, "draw", lambda *args: None)
     session = tiny(SMALL | {"training": {"lr": 0.1, "batch_size": 10, "stop": {"max_epochs": 2}}})
     measure.measure(session, [("weight_norm", {})])
     shutil.copytree(session.folder, session.folder.with_name("good"))

@@ -18,7 +18,7 @@ from conftest import TINY
 
 from landscape_cli import config, engine, registry, store, training
 from landscape_cli.config import grid
-from landscape_cli.experiment import adopted, compare, drawing, planning, result_tables, train_runs
+from landscape_cli.experiment import compare, draw_report, planning, result_tables, train_runs, user_checkpoints
 from landscape_cli.experiment.session import Session
 from landscape_cli.metrics.point import Estimate, Point, exact
 from landscape_cli.registry import REGISTRY, Entry
@@ -41,7 +41,7 @@ FIGURES = [f"plots/{name}.{kind}" for name in PICTURES for kind in ("png", "svg"
 def no_figures(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Figures take seconds, and one test looks at them."""
     if "figures" not in request.keywords:
-        monkeypatch.setattr(drawing, "draw", lambda *args: [])
+        monkeypatch.setattr(draw_report, "draw", lambda *args: [])
 
 
 def snapshot(folder: Path) -> dict[str, tuple[str, int]]:
@@ -103,7 +103,7 @@ def test_files_of_the_contract(tiny: Open) -> None:
     assert {f for f, v in snapshot(folder).items() if before[f][0] != v[0]} == set()
     assert {f for f, v in snapshot(folder).items() if f.startswith(("plots", "report")) and before[f] != v} == set()
     (folder / "plots/regret_by_radius.png").write_bytes(b"of a config that measured it")
-    drawing.rewrite_report(folder)
+    draw_report.rewrite_report(folder)
     assert {f for f in snapshot(folder) if f.startswith("plots/")} == {*FIGURES, "plots/.drawn"}
 
 
@@ -304,7 +304,9 @@ def test_a_users_checkpoint_gives_the_projects_own_numbers(tiny: Open, tmp_path:
 
     def measure(*paths: Path) -> Any:
         watch = session.watch
-        return adopted.measure_checkpoints(session.experiment, [*paths], tmp_path / "results", wanted, "cpu", watch)
+        return user_checkpoints.measure_checkpoints(
+            session.experiment, [*paths], tmp_path / "results", wanted, "cpu", watch
+        )
 
     before = snapshot(session.folder)
     other, table = measure(ours, theirs)
@@ -360,7 +362,7 @@ def test_what_cannot_work_is_found_before_anything_is_written(
 
 def test_report_again_from_the_tables(tiny: Open, tmp_path: Path) -> None:
     with pytest.raises(Fault) as caught:
-        drawing.rewrite_report(tmp_path / "results" / "tiny")
+        draw_report.rewrite_report(tmp_path / "results" / "tiny")
     folder = tmp_path / "results" / "tiny"
     missing = "lacks runs.csv, metrics.csv, comparison.csv: run `landscape compare` first"
     assert (str(caught.value), caught.value.code) == (f"{folder}: {missing}", 5)
@@ -416,7 +418,7 @@ def test_a_small_net_alone_is_trained_on_one_thread(tiny: Open, monkeypatch: pyt
 
 def test_a_signal_while_drawing_is_not_lost(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """All is written, yet the command must not end as if nobody had asked it to stop."""
-    monkeypatch.setattr(drawing, "draw", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(draw_report, "draw", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
     session = tiny()
     with pytest.raises(engine.Interrupted) as caught:
         compare.compare(session)

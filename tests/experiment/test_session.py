@@ -11,7 +11,7 @@ from conftest import Call
 
 from landscape_cli.cli import progress
 from landscape_cli.engine import Interrupted
-from landscape_cli.experiment import drawing, session
+from landscape_cli.experiment import draw_report, session
 from landscape_cli.registry.errors import Fault
 
 
@@ -35,7 +35,7 @@ ERRORS = [
 def test_figures_that_fail_are_a_warning(
     error: BaseException, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drawing, "draw", broken(error))
+    monkeypatch.setattr(draw_report, "draw", broken(error))
     for words in (("compare", "tiny.yaml"), ("surface", "tiny.yaml", "--points", "3"), ("audit", "tiny.yaml")):
         code, out, err = call(*words, "--json", "--quiet")
         assert code == 0 and json.loads(out)["report"] is None
@@ -69,7 +69,7 @@ def test_progress_that_fails_is_a_warning_at_most(
 
 
 def test_a_signal_passes_through_all_of_them(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "draw", broken(Interrupted(15)))
+    monkeypatch.setattr(draw_report, "draw", broken(Interrupted(15)))
     code, out, err = call("compare", "tiny.yaml", "--quiet")
     assert (code, out) == (143, "") and err.startswith("interrupted: ")
 

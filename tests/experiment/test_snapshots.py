@@ -13,15 +13,15 @@ from conftest import TINY, settings_of
 
 from landscape_cli import cli, config, store
 from landscape_cli.experiment import (
-    adopted,
     cell_records,
     compare,
-    drawing,
+    draw_report,
     measure,
     planning,
     result_tables,
     session,
     snapshots,
+    user_checkpoints,
 )
 from landscape_cli.experiment.session import Session
 from landscape_cli.metrics.point import Estimate, Point, exact
@@ -42,7 +42,7 @@ def small(end: int = 4, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "draw", lambda *args: [])
+    monkeypatch.setattr(draw_report, "draw", lambda *args: [])
 
 
 def rows(session: Session) -> list[dict[str, Any]]:
@@ -258,7 +258,7 @@ def test_training_facts_are_those_of_each_run_up_to_there(tiny: Open, monkeypatc
     seen.clear()
     path = one.folder / checkpoints.snapshot_file(one.runs[0].run_id, 2)
     wanted: list[config.Measurement] = [("toy", {})]
-    adopted.measure_checkpoints(one.experiment, [path], one.folder.parent, wanted, "cpu", one.watch)
+    user_checkpoints.measure_checkpoints(one.experiment, [path], one.folder.parent, wanted, "cpu", one.watch)
     assert seen == [None]
 
 

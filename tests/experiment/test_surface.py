@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from landscape_cli import store
 from landscape_cli.config import Surface
-from landscape_cli.experiment import compare, drawing, surface, surface_tables, train_runs
+from landscape_cli.experiment import compare, draw_report, surface, surface_tables, train_runs
 from landscape_cli.registry.errors import Fault
 from landscape_cli.store import surface_files
 from landscape_cli.surface.values import Slice
@@ -32,7 +32,7 @@ def test_an_interrupted_surface_goes_on_to_the_same_bits(tiny: Any, monkeypatch:
         made.append((float(self.theta.sum()), *map(tuple, xy.tolist())))
         return keep(self, xy)
 
-    monkeypatch.setattr(drawing, "draw", lambda *a: [])
+    monkeypatch.setattr(draw_report, "draw", lambda *a: [])
     surface.run(tiny({"name": "whole"}), asked)
     monkeypatch.setattr(Slice, "scores", counted)
     for _ in range(2):
@@ -74,7 +74,7 @@ def test_a_damaged_part_is_made_again(tiny: Any, monkeypatch: pytest.MonkeyPatch
             raise KeyboardInterrupt
         return scores(self, xy)
 
-    monkeypatch.setattr(drawing, "draw", lambda *a: [])
+    monkeypatch.setattr(draw_report, "draw", lambda *a: [])
     due = {run_id: table.to_dict("list") for run_id, table in surface.run(tiny({"name": "whole"}), asked).items()}
     monkeypatch.setattr(Slice, "scores", once)
     with pytest.raises(KeyboardInterrupt):
@@ -89,7 +89,7 @@ def test_a_damaged_part_is_made_again(tiny: Any, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_point_without_a_value_is_empty_with_its_status(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "draw", lambda *a: [])
+    monkeypatch.setattr(draw_report, "draw", lambda *a: [])
     session = tiny()
     tables = surface.run(session, Surface(points=3, range=1e30, normalization="none", draws=1))
     for table in tables.values():
@@ -100,7 +100,7 @@ def test_a_point_without_a_value_is_empty_with_its_status(tiny: Any, monkeypatch
 
 def test_a_table_of_other_settings_is_not_taken_for_this_one(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed between its two files: the directions are new, the table is old."""
-    monkeypatch.setattr(drawing, "draw", lambda *a: [])
+    monkeypatch.setattr(draw_report, "draw", lambda *a: [])
     session, few, more = tiny(), Surface(points=3), Surface(points=5)
     assert {len(t) for t in surface.run(session, few).values()} == {3 * 3 * 2}
     keep = store.write
@@ -182,7 +182,7 @@ def test_bad_input(call: Call, tmp_path: Path, words: tuple[str, ...], code: int
 
 def test_earlier_settings_after_an_interruption(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A, then B killed between its two tables, then A again, then B: each gives what it gave alone."""
-    monkeypatch.setattr(drawing, "draw", lambda *a: [])
+    monkeypatch.setattr(draw_report, "draw", lambda *a: [])
     session = tiny({"seeds": 1})
     first, second = Surface(points=5, draws=1), Surface(points=5, draws=1, range=2.0, curvature=True)
     due = {r: t.copy() for r, t in surface.run(session, first).items()}
@@ -207,7 +207,7 @@ def test_earlier_settings_after_an_interruption(tiny: Any, monkeypatch: pytest.M
 
 
 def test_damaged_and_edited_tables_are_made_again(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "draw", lambda *a: [])
+    monkeypatch.setattr(draw_report, "draw", lambda *a: [])
     session, asked = tiny({"seeds": 1}), Surface(points=3, draws=1)
     run_id, due = next(iter(surface.run(session, asked).items()))
     path = session.folder / "surfaces" / f"{run_id}-line.csv"
@@ -223,7 +223,7 @@ def test_damaged_and_edited_tables_are_made_again(tiny: Any, monkeypatch: pytest
 
 
 def test_a_damaged_curvature_that_is_not_asked_for_is_removed(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "draw", lambda *a: [])
+    monkeypatch.setattr(draw_report, "draw", lambda *a: [])
     asked = Surface(points=3, draws=1)
     surface.run(tiny(), asked.model_copy(update={"curvature": True}))
     kept, harmed = sorted((tiny().folder / "surfaces").glob("*-curvature.csv"))
@@ -233,7 +233,7 @@ def test_a_damaged_curvature_that_is_not_asked_for_is_removed(tiny: Any, monkeyp
 
 
 def test_nothing_is_removed_through_a_link(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "draw", lambda *a: [])
+    monkeypatch.setattr(draw_report, "draw", lambda *a: [])
     surface.run(tiny(), Surface(points=3))
     folder = tiny().folder / "surfaces"
     real = folder.rename(folder.with_name("elsewhere"))
@@ -246,7 +246,7 @@ def test_nothing_is_removed_through_a_link(tiny: Any, monkeypatch: pytest.Monkey
 
 
 def test_a_file_in_the_place_of_a_folder(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "draw", lambda *a: [])
+    monkeypatch.setattr(draw_report, "draw", lambda *a: [])
     train_runs.train(tiny())
     (tiny().folder / "surfaces").write_text("x")
     session = tiny()
@@ -262,7 +262,7 @@ def test_directions_are_read_before_any_training(tiny: Any, tmp_path: Path) -> N
 
 
 def test_other_ends_and_other_directions_are_other_surfaces(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "draw", lambda *a: [])
+    monkeypatch.setattr(draw_report, "draw", lambda *a: [])
     session = tiny()
     a, b, c = (run.run_id for run in session.runs[:3])
     one, two = (surface.run(session, Surface(kind="path", points=3, runs=[a, end]))[a] for end in (b, c))
@@ -307,7 +307,7 @@ def test_one_diverged_run_does_not_keep_the_others_from_their_surfaces(call: Cal
 
 
 def test_curvature_beside_a_surface_that_is_there(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "draw", lambda *a: [])
+    monkeypatch.setattr(draw_report, "draw", lambda *a: [])
     session, asked = tiny({"seeds": 1}), Surface(points=3, draws=2)
     (run_id, first), *_ = surface.run(session, asked).items()
     made: list[int] = []
@@ -330,7 +330,7 @@ def test_curvature_beside_a_surface_that_is_there(tiny: Any, monkeypatch: pytest
 
 
 def test_compare_draws_the_surface_of_its_config(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "draw", lambda *a: [])
+    monkeypatch.setattr(draw_report, "draw", lambda *a: [])
     session = tiny({"seeds": 1, "surface": {"points": 3, "draws": 1}})
     compare.compare(session, around=surface.around)
     assert len(list((session.folder / "surfaces").glob("*-line.csv"))) == 2

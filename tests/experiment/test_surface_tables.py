@@ -13,7 +13,7 @@ from surface_points import NETS, dense, place, plain
 
 from landscape_cli import store
 from landscape_cli.config import Surface
-from landscape_cli.experiment import drawing, measure, surface, surface_tables
+from landscape_cli.experiment import draw_report, measure, surface, surface_tables
 from landscape_cli.metrics import point
 from landscape_cli.metrics.point import Point
 from landscape_cli.network.batchnorm_statistics import collect_statistics
@@ -66,7 +66,7 @@ def test_curvature_where_the_loss_is_not_finite() -> None:
 
 @pytest.mark.parametrize("model", [{"name": "mlp", "hidden": [8]}, {"name": "mlp", "hidden": [8], "batchnorm": True}])
 def test_a_trajectory_beside_its_shadow(tiny: Any, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any]) -> None:
-    monkeypatch.setattr(drawing, "draw", lambda *a: [])
+    monkeypatch.setattr(draw_report, "draw", lambda *a: [])
     session = tiny(SNAPSHOTS | {"precision": "float64", "model": model})
     tables = surface.run(session, Surface(kind="trajectory", points=4))
     assert len(tables) == 2

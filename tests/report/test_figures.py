@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from table_examples import GROUPS, example
 
-from landscape_cli.experiment import drawing
+from landscape_cli.experiment import draw_report
 from landscape_cli.report import page, plotting
 from landscape_cli.report.figures import figures
 from landscape_cli.report.inputs import Inputs
@@ -67,7 +67,7 @@ def test_every_row_is_drawn_and_captioned_and_no_file_has_no_row(
     inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plotting, "DPI", 20)
-    assert drawing.draw(inputs.folder, inputs.records, inputs.groups) == []
+    assert draw_report.draw(inputs.folder, inputs.records, inputs.groups) == []
     rows = figures()
     files = {path.stem for path in (inputs.folder / "plots").glob("*.*") if path.stem != ".drawn"}
     assert files == set(rows)

@@ -15,7 +15,7 @@ from torch import nn
 from landscape_cli import config, registry, store
 from landscape_cli.cli import surface as command
 from landscape_cli.config import Surface
-from landscape_cli.experiment import drawing, surface
+from landscape_cli.experiment import draw_report, surface
 from landscape_cli.registry.entries import GIVEN, OPTIONS
 from landscape_cli.registry.errors import Fault
 from landscape_cli.report.figures import figures
@@ -29,7 +29,7 @@ SNAPSHOTS = {"training": {"lr": 0.1, "batch_size": 10, "stop": {"max_epochs": 5}
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_is_drawn_captioned_listed_and_documented(tiny: Any, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(drawing, "draw", lambda *a: [])
+    monkeypatch.setattr(draw_report, "draw", lambda *a: [])
     session = tiny(SNAPSHOTS | {"seeds": 1})
     surface.run(session, Surface(kind=kind, points=3, curvature=True))
     inputs, rows = Inputs(session.folder, list(session.finished().values()), session.groups), figures()
@@ -73,7 +73,7 @@ def test_a_kind_that_there_is_not() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_row_can_be_had_again_from_the_files(tiny: Any, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """By a plain module at minimum + x X + y Y of its own draw; BatchNorm as the kind has it."""
-    monkeypatch.setattr(drawing, "draw", lambda *a: [])
+    monkeypatch.setattr(draw_report, "draw", lambda *a: [])
     model = {"name": "mlp", "hidden": [8], "batchnorm": True}
     session = tiny(SNAPSHOTS | {"seeds": 1, "precision": "float64", "model": model})
     facts = KINDS[kind].facts

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from landscape_cli.experiment import drawing
+from landscape_cli.experiment import draw_report
 from landscape_cli.report import figures, page
 from landscape_cli.report.inputs import RECORDS, Figure, Inputs
 
@@ -40,7 +40,7 @@ def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counts:
 
 def drawn_again(folder: Path, counts: Counts, records: Any = ({"run_id": "a"},)) -> set[str]:
     before = dict(counts)
-    assert drawing.draw(folder, records, ["all"]) == []
+    assert draw_report.draw(folder, records, ["all"]) == []
     return {name for name in counts if counts[name] != before[name]}
 
 
@@ -65,7 +65,7 @@ def test_each_figure_is_drawn_again_when_its_inputs_change_and_left_alone_otherw
     (tmp_path / "report.html").unlink()
     assert drawn_again(tmp_path, drawn, other) == {"page"}
     for what in ("_version", "_code"):
-        monkeypatch.setattr(drawing, what, lambda about, what=what: f"another {what}")
+        monkeypatch.setattr(draw_report, what, lambda about, what=what: f"another {what}")
         assert drawn_again(tmp_path, drawn, other) == {"one", "two", "three", "page"}
     for damaged in (b"", b"{}", b"\xff", b"12", b'{"code": 1, "page": 2, "figures": {"one": 3}}'):
         (tmp_path / "plots" / ".drawn").write_bytes(damaged)
@@ -76,10 +76,10 @@ def test_the_code_of_the_report_counts(tmp_path: Path, monkeypatch: pytest.Monke
     for name in ("page.py", "report.html.j2", "other.txt"):
         (tmp_path / name).write_text("a")
     monkeypatch.setattr(page, "__file__", str(tmp_path / "page.py"))
-    found = [drawing._code(["a"]), drawing._code(["b"])]
+    found = [draw_report._code(["a"]), draw_report._code(["b"])]
     for name in ("page.py", "report.html.j2", "other.txt"):
         (tmp_path / name).write_text("b")
-        found.append(drawing._code(["a"]))
+        found.append(draw_report._code(["a"]))
     assert len(set(found[:4])) == 4 and found[4] == found[3]
 
 
@@ -98,7 +98,7 @@ def test_a_figure_that_has_no_row_any_more_goes_too(
     drawn_again(tmp_path, drawn)
     rows = figures.figures()
     monkeypatch.setattr(figures, "figures", lambda: {"one": rows["one"]})
-    monkeypatch.setattr(drawing, "_code", lambda groups: "other")
+    monkeypatch.setattr(draw_report, "_code", lambda groups: "other")
     assert drawn_again(tmp_path, drawn) == {"one", "page"}
     assert {path.name for path in (tmp_path / "plots").glob("*.png")} == {"one.png"}
 
@@ -115,13 +115,13 @@ def test_no_job_ends_by_a_figure(
     monkeypatch.setattr(figures, "figures", lambda: rows)
     for _ in range(2):  # it is tried again
         line = f"figure one: not drawn: {type(error).__name__}: {error}"
-        assert drawing.draw(tmp_path, [{"run_id": "a"}], ["all"]) == [line]
+        assert draw_report.draw(tmp_path, [{"run_id": "a"}], ["all"]) == [line]
     assert (drawn["two"], drawn["three"], drawn["page"]) == (1, 1, 2)
     rows["one"] = good
     assert drawn_again(tmp_path, drawn) == {"one", "page"}
     monkeypatch.setattr(page, "render", fails)
     (tmp_path / "runs.csv").write_text("run_id\nc\n")
-    (line,) = drawing.draw(tmp_path, [{"run_id": "a"}], ["all"])
+    (line,) = draw_report.draw(tmp_path, [{"run_id": "a"}], ["all"])
     assert line.startswith("report.html: not written: ")
 
 
@@ -131,5 +131,5 @@ def test_a_signal_is_not_swallowed(tmp_path: Path, drawn: Counts, monkeypatch: p
 
     monkeypatch.setattr(page, "render", stops)
     with pytest.raises(KeyboardInterrupt):
-        drawing.draw(tmp_path, [{"run_id": "a"}], ["all"])
+        draw_report.draw(tmp_path, [{"run_id": "a"}], ["all"])
     assert not (tmp_path / "plots" / ".drawn").exists()  # nothing vouches for what was drawn in part
