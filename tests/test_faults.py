@@ -23,7 +23,7 @@ LONG = {
     "training": {"lr": 0.01, "batch_size": 10, "stop": {"max_epochs": 150}},
     "metrics": ["weight_norm", "hessian_top", "train_loss", "test_loss", "distance_from_init"],
 }
-SAVING = "import landscape_cli.runs as runs; runs.SAVE_EVERY = 0.05; from landscape_cli.__main__ import main; main()"
+SAVING = "import landscape_cli.experiment.train_runs as runs; runs.SAVE_EVERY = 0.05; from landscape_cli.__main__ import main; main()"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
@@ -152,14 +152,14 @@ def test_a_surface_killed_three_times(whole: tuple[Path, dict[str, Any]]) -> Non
         assert process.returncode == 0, wrong
     folder, log = place / "cut" / "tiny", place / "asked.log"
     code = f"""
-import landscape_cli.surfaces as s
-keep = s.Place.scores
+import landscape_cli.surface.values as s
+keep = s.Slice.scores
 def scores(self, xy):
     values = keep(self, xy)
     with open({str(log)!r}, "a") as file:
         file.write(repr((float(self.theta.sum()), xy[0].tolist())) + "\\n")
     return values
-s.Place.scores = scores
+s.Slice.scores = scores
 {SAVING}
 """
     parts, finished = 0, 0

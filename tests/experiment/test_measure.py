@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Callable
@@ -28,7 +27,6 @@ from landscape_cli.registry.errors import Fault
 from landscape_cli.store import checkpoints, files
 
 Open = Callable[..., Session]
-SETTINGS = {"dataset": {"name": "d"}, "model": {"name": "m"}, "precision": "float32", "training": {"lr": 0.1}}
 MODEL = {"name": "mlp", "hidden": [4]}
 TINY = {"dataset": {"name": "digits", "train_size": 20}, "model": MODEL, "training": {"lr": 0.1, "batch_size": 10}}
 SMALL = TINY | {"training": {**TINY["training"], "stop": {"max_epochs": 2}}, "grid": {}, "compare": None, "seeds": 3}
@@ -56,19 +54,23 @@ def register(monkeypatch: pytest.MonkeyPatch, function: Any, version: int = 1, *
     monkeypatch.setitem(REGISTRY["metric"], "toy", Entry("toy", "metric", function, facts))
 
 
-def test_the_key_depends_on_what_matters_and_nothing_else() -> None:
-    what = ("weight_norm", {})
-    base = key_of(SETTINGS, what)
-    assert len(base) == 12 and base == key_of(json.loads(json.dumps(SETTINGS)), what)
-    assert base == key_of(SETTINGS | {"training": {"lr": 9}}, what)  # the hash of the minimum stands for training
-    others = [
-        key_of(SETTINGS | {"dataset": {"name": "e"}}, what),
-        key_of(SETTINGS | {"model": {"name": "n"}}, what),
-        key_of(SETTINGS | {"precision": "float64"}, what),
-        key_of(SETTINGS, ("weight_norm", {"k": 1})),
-        key_of(SETTINGS, ("train_loss", {})),
+def test_the_key_depends_on_what_matters_and_nothing_else(tiny: Open) -> None:
+    def settings(**changes: Any) -> Any:
+        return tiny(changes | {"grid": {}, "compare": None, "seeds": 1}).runs[0].settings
+
+    what, own = ("weight_norm", {}), settings()
+    base = key_of(own, what)
+    assert len(base) == 12 and base == key_of(settings(), what)
+    others = TINY["training"] | {"lr": 9.0}
+    assert base == key_of(settings(training=others), what)  # the hash of the minimum stands for training
+    changed = [
+        key_of(settings(dataset={"name": "digits", "train_size": 21}), what),
+        key_of(settings(model={"name": "mlp", "hidden": [5]}), what),
+        key_of(settings(precision="float64"), what),
+        key_of(own, ("weight_norm", {"k": 1})),
+        key_of(own, ("train_loss", {})),
     ]
-    assert len({base, *others}) == 6
+    assert len({base, *changed}) == 6
 
 
 def test_a_new_version_makes_cells_stale(tiny: Open, monkeypatch: pytest.MonkeyPatch) -> None:

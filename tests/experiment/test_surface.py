@@ -300,7 +300,8 @@ def test_one_diverged_run_does_not_keep_the_others_from_their_surfaces(call: Cal
     words = ("--set", "grid={training.lr: [0.1, 1e300]}", "--set", "compare=null", "--points", "3", "--quiet")
     code, out, err = call("surface", "tiny.yaml", *words)
     assert code == 3 and "no surface: it diverged" in err
-    assert len([*tmp_path.glob("results/*/surfaces/*-line.csv")]) == 1 and "Report" in out
+    (path,) = tmp_path.glob("results/*/surfaces/*-line.csv")
+    assert path.name in out
     words = ("--set", "grid={training.lr: [0.1, 1e300]}", "--set", "compare=null", "--set", "surface={kind: path}")
     code, out, err = call("compare", "tiny.yaml", *words, "--quiet")
     assert code == 3 and "no surface: --kind path: goes from one minimum to another, not to 1" in err

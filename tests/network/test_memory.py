@@ -16,7 +16,7 @@ from landscape_cli.curvature import fisher, fisher_blocks, sample_gradients
 from landscape_cli.metrics.perturbation import around, losses
 from landscape_cli.network import batchnorm_statistics, memory
 from landscape_cli.registry import REGISTRY, load_plugins
-from landscape_cli.surface.values import Place
+from landscape_cli.surface.values import Slice
 
 load_plugins([])
 TINY = 4096  # bytes
@@ -112,7 +112,7 @@ def test_statistics_and_surfaces_are_the_same_in_small_pieces(net: str, sizes: l
         one = at.alone(0)
         x = torch.randn(theta.shape[1], generator=torch.Generator().manual_seed(0), dtype=f64)
         xy = torch.tensor([[0.0, 0.0], [0.3, 0.0], [-0.2, 0.0]], dtype=f64)
-        place = Place({"train": one, "test": one}, theta[:1], x, None, batchnorm="recompute")
+        place = Slice({"train": one, "test": one}, theta[:1], x, None, batchnorm="recompute")
         return [*(b for b in buffers.values() if b.is_floating_point()), place.scores(xy)]
 
     whole = found()
