@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pandas import DataFrame
 
-from landscape_cli.audit.invariance import TRANSFORMS, heading, worst_first
+from landscape_cli.audit.invariance import heading, worst_first
+from landscape_cli.audit.transforms import TRANSFORMS
 from landscape_cli.store import tables
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference" / "audit"

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from landscape_cli.audit import curves
 from landscape_cli.audit import transforms as rp
 from landscape_cli.audit.claims import SEARCHED, claimed, same, tolerance, verdict
-from landscape_cli.audit.transforms import Minima, Moved
+from landscape_cli.audit.transforms import TRANSFORMS, Minima, Moved
 from landscape_cli.config import Measurement, grid
 from landscape_cli.curvature.objective import flatten
 from landscape_cli.metrics.evaluate import LOST, evaluate
@@ -32,57 +32,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 CHARTED = ("smooth_cubic", "smooth_sinh", "global_scale")
-
-
-@dataclass(frozen=True)
-class Transform:
-    """One way to move a minimum.
-
-    Args:
-        move: minima and strength -> minima elsewhere.
-        strengths: at which the audit takes it; of `permute` the seed.
-        survives: the claim that says a metric keeps its value; empty if none does.
-        summary: one line.
-        keeps: what stays as it is: outputs, classes or nothing.
-    """
-
-    move: Callable[[Minima, float], Moved]
-    strengths: tuple[float, ...]
-    survives: str
-    summary: str
-    keeps: str = "outputs"
-
-
-TRANSFORMS = {
-    "alpha_scale": Transform(
-        rp.alpha_scale,
-        (0.1, 10.0),
-        "scale",
-        "A layer's weights and biases times alpha, the next one's weights divided by it.",
-    ),
-    "filter_scale": Transform(
-        rp.filter_scale, (1.0,), "filter", "As alpha_scale, each channel by a factor exp(strength N(0, 1)) of its own."
-    ),
-    "batchnorm_scale": Transform(
-        rp.batchnorm_scale,
-        (1.0,),
-        "filter",
-        "What goes into BatchNorm times a factor a channel; its statistics follow.",
-    ),
-    "permute": Transform(
-        lambda at, seed: rp.permute(at, int(seed)), (0.0,), "permutation", "Hidden channels in another order."
-    ),
-    "smooth_cubic": Transform(
-        lambda at, _: rp.smooth(at, "cubic"), (1.0,), "smooth", "Other coordinates phi, theta = phi + c phi^3."
-    ),
-    "smooth_sinh": Transform(
-        lambda at, _: rp.smooth(at, "sinh"), (1.0,), "smooth", "Other coordinates phi, theta = sinh(c phi) / c."
-    ),
-    "logit_scale": Transform(
-        rp.logit_scale, (2.0,), "", "The last layer times a factor: the same classes, other probabilities.", "classes"
-    ),
-    "global_scale": Transform(rp.global_scale, (2.0,), "global", "All parameters in a smaller unit, phi = c theta."),
-}
 
 
 @dataclass(frozen=True)

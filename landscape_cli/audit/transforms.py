@@ -320,3 +320,54 @@ def _check(what: str, due: Tensor, found: Tensor) -> None:
     tolerance = TOLERANCE if due.dtype == torch.float64 else 1e-4
     if not apart <= tolerance * size:
         raise ArithmeticError(f"{what} changes outputs by {apart:.2g}, of {size:.2g}")
+
+
+@dataclass(frozen=True)
+class Transform:
+    """One way to move a minimum.
+
+    Args:
+        move: minima and strength -> minima elsewhere.
+        strengths: at which the audit takes it; of `permute` the seed.
+        survives: the claim that says a metric keeps its value; empty if none does.
+        summary: one line.
+        keeps: what stays as it is: outputs, classes or nothing.
+    """
+
+    move: Callable[[Minima, float], Moved]
+    strengths: tuple[float, ...]
+    survives: str
+    summary: str
+    keeps: str = "outputs"
+
+
+TRANSFORMS = {
+    "alpha_scale": Transform(
+        alpha_scale,
+        (0.1, 10.0),
+        "scale",
+        "A layer's weights and biases times alpha, the next one's weights divided by it.",
+    ),
+    "filter_scale": Transform(
+        filter_scale, (1.0,), "filter", "As alpha_scale, each channel by a factor exp(strength N(0, 1)) of its own."
+    ),
+    "batchnorm_scale": Transform(
+        batchnorm_scale,
+        (1.0,),
+        "filter",
+        "What goes into BatchNorm times a factor a channel; its statistics follow.",
+    ),
+    "permute": Transform(
+        lambda at, seed: permute(at, int(seed)), (0.0,), "permutation", "Hidden channels in another order."
+    ),
+    "smooth_cubic": Transform(
+        lambda at, _: smooth(at, "cubic"), (1.0,), "smooth", "Other coordinates phi, theta = phi + c phi^3."
+    ),
+    "smooth_sinh": Transform(
+        lambda at, _: smooth(at, "sinh"), (1.0,), "smooth", "Other coordinates phi, theta = sinh(c phi) / c."
+    ),
+    "logit_scale": Transform(
+        logit_scale, (2.0,), "", "The last layer times a factor: the same classes, other probabilities.", "classes"
+    ),
+    "global_scale": Transform(global_scale, (2.0,), "global", "All parameters in a smaller unit, phi = c theta."),
+}

@@ -96,7 +96,7 @@ def list_(
     if what == "configs":
         rows = [{"name": name, "summary": config.summary(path)} for name, path in config.shipped().items()]
     elif what == "transforms":
-        from landscape_cli.audit.invariance import TRANSFORMS
+        from landscape_cli.audit.transforms import TRANSFORMS
 
         rows = [{"name": name, "summary": t.summary, "keeps": t.keeps} for name, t in TRANSFORMS.items()]
     else:

@@ -24,7 +24,7 @@ def show(table: DataFrame, not_applicable: list[str], unclaimed: list[str]) -> N
         not_applicable: what the transforms left alone, and why.
         unclaimed: invariances that hold and that no metric claims.
     """
-    from landscape_cli.audit.invariance import TRANSFORMS
+    from landscape_cli.audit.transforms import TRANSFORMS
 
     plain = table[table["transform"].isin(TRANSFORMS)]
     for run_id, own in plain.groupby("run_id", sort=False):

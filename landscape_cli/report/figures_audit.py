@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
-from landscape_cli.audit.invariance import TRANSFORMS, heading, worst_first
+from landscape_cli.audit.invariance import heading, worst_first
+from landscape_cli.audit.transforms import TRANSFORMS
 from landscape_cli.report import plotting
 from landscape_cli.report.plotting import DASHED
 

@@ -24,7 +24,7 @@ from torch.testing import assert_close
 
 from landscape_cli import network, registry
 from landscape_cli.audit import claims as verdicts
-from landscape_cli.audit import curves, invariance
+from landscape_cli.audit import curves, invariance, transforms
 from landscape_cli.audit import transforms as rp
 from landscape_cli.cli import print_audit
 from landscape_cli.config import Measurement
@@ -393,7 +393,7 @@ def test_lines_are_those_of_li_and_of_dinh() -> None:
 def test_sample_hessians_in_other_coordinates(name: str, transform: str) -> None:
     """|H_i v|^2 by the layers' formula and by whole products, which `dense` confirms above."""
     point, at = minimum(name)
-    moved = invariance.TRANSFORMS[transform].move(at, 2.0).minima
+    moved = transforms.TRANSFORMS[transform].move(at, 2.0).minima
     train = replace(point.train, network=moved.network, like=moved.params)
     phi = torch.cat([t.flatten(1) for t in moved.params.values()], 1)
     v = torch.randn(phi.shape, generator=torch.Generator().manual_seed(4), dtype=f64)
