@@ -23,7 +23,12 @@ LONG = {
     "training": {"lr": 0.01, "batch_size": 10, "stop": {"max_epochs": 150}},
     "metrics": ["weight_norm", "hessian_top", "train_loss", "test_loss", "distance_from_init"],
 }
-SAVING = "import landscape_cli.experiment.train_runs as runs; runs.SAVE_EVERY = 0.05\nfrom landscape_cli.__main__ import main; main()"
+SAVING = """
+from landscape_cli.experiment import train_runs
+from landscape_cli.__main__ import main
+train_runs.SAVE_EVERY = 0.05
+main()
+"""
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
