@@ -81,7 +81,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     place = tmp_path_factory.mktemp("faults")
     (place / "tiny.yaml").write_text(yaml_of(TINY | LONG))
     with ended(compare(place, "whole")) as process:
-        said, wrong = process.communicate(timeout=60)
+        said, wrong = process.communicate(timeout=300)
         assert process.returncode == 0, wrong
     assert "weight_norm" in said
     return place, facts(place / "whole" / "tiny")
@@ -114,7 +114,7 @@ def test_killed_again_and_again(whole: tuple[Path, dict[str, Any]]) -> None:
                 killed += 1
     assert killed >= 3  # else nothing was tried
     with ended(compare(place, "killed")) as process:
-        _, wrong = process.communicate(timeout=60)
+        _, wrong = process.communicate(timeout=300)
         assert (process.returncode, wrong) == (0, "")
     assert facts(folder) == due
     left = [
@@ -131,19 +131,19 @@ def test_interrupted_and_in_use(whole: tuple[Path, dict[str, Any]]) -> None:
         wait_for(first, lambda: any(folder.glob("stacks/*.safetensors")))
         os.kill(first.pid, signal.SIGSTOP)  # it holds the folder however slow the second one is
         with ended(compare(place, "asked")) as second:
-            _, wrong = second.communicate(timeout=60)
+            _, wrong = second.communicate(timeout=300)
         assert second.returncode == 4
         owner = rf"process {first.pid} on \S+ since \S+"
         said = rf"results folder asked/tiny is in use by {owner}: wait for it, or use --results\n"
         assert re.fullmatch(said, wrong), wrong
         os.kill(first.pid, signal.SIGCONT)
         os.kill(first.pid, signal.SIGINT)
-        said, wrong = first.communicate(timeout=60)
+        said, wrong = first.communicate(timeout=300)
     assert (first.returncode, said) == (130, "")
     assert wrong == "interrupted: what was finished is kept; the same command goes on\n"
     assert any(folder.glob("stacks/*.safetensors")) and not (folder / "comparison.csv").exists()
     with ended(compare(place, "asked")) as third:
-        _, wrong = third.communicate(timeout=60)
+        _, wrong = third.communicate(timeout=300)
         assert (third.returncode, wrong) == (0, "")
     assert facts(folder) == due
 
@@ -153,7 +153,7 @@ def test_a_surface_killed_three_times(whole: tuple[Path, dict[str, Any]]) -> Non
     place, _ = whole
     words = ("surface", "tiny.yaml", "--kind", "plane", "--points", "31", "--quiet", "--set", "seeds=1")
     with ended(start(place, *words, "--results", "whole")) as process:
-        _, wrong = process.communicate(timeout=60)
+        _, wrong = process.communicate(timeout=300)
         assert process.returncode == 0, wrong
     folder, log = place / "cut" / "tiny", place / "asked.log"
     code = f"""
@@ -178,7 +178,7 @@ s.Slice.scores = scores
         assert parts > finished
         finished = parts
     with ended(start(place, *words, "--results", "cut", code=code)) as process:
-        _, wrong = process.communicate(timeout=60)
+        _, wrong = process.communicate(timeout=300)
         assert (process.returncode, wrong) == (0, "")
     made = log.read_text().splitlines()
     assert len(set(made)) == 2 * -(-31 * 31 // 64)

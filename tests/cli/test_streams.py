@@ -21,7 +21,7 @@ def shell(place: Path, line: str, **environment: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a line of bash in a folder with tiny.yaml."""
     (place / "tiny.yaml").write_text(yaml_of(TINY | SHORT))
     command = ["bash", "-c", f"set -o pipefail; {line.replace('landscape', PYTHON, 1)}"]
-    done = subprocess.run(command, cwd=place, capture_output=True, env=os.environ | environment, timeout=120)
+    done = subprocess.run(command, cwd=place, capture_output=True, env=os.environ | environment, timeout=300)
     out, err = done.stdout.decode(), done.stderr.decode()
     assert "Traceback" not in out + err and "internal error" not in out + err
     return done.returncode, out, err
