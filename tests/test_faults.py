@@ -44,7 +44,7 @@ def compare(place: Path, results: str, *words: str) -> subprocess.Popen[str]:
 
 
 def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not ready() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.002)
 

@@ -10,7 +10,7 @@ from conftest import begin, settings_of, some_data
 from torch import Tensor
 
 from landscape_cli import training
-from landscape_cli.training import traced_step
+from landscape_cli.training import loop, traced_step
 
 MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"name": "mlp", "hidden": [7]},
@@ -48,7 +48,7 @@ def trained(
         return play
 
     monkeypatch.setattr(traced_step, "_trace", counted)
-    monkeypatch.setattr(training, "replayed", lambda f: traced_step.replayed(f, after))
+    monkeypatch.setattr(loop, "replayed", lambda f: traced_step.replayed(f, after))
     data, settings = some_data(25, SHAPES.get(model, (6,))), [settings_of(**own, batch_size=7)] * 3
     net, state, buffers = begin(MODELS[model], data, settings, [0, 1, 2])
     assert net.kind == "stacked"
