@@ -13,12 +13,19 @@ from rich.text import Text
 
 def stdout() -> Console:
     """Where results go."""
-    return Console(highlight=False, soft_wrap=False)
+    return _of_some_width(Console(highlight=False, soft_wrap=False))
 
 
 def stderr() -> Console:
     """Where everything else goes."""
-    return Console(stderr=True, highlight=False)
+    return _of_some_width(Console(stderr=True, highlight=False))
+
+
+def _of_some_width(console: Console) -> Console:
+    """As it is, unless it claims to have no columns: then nothing would be seen."""
+    if console.width < 1:
+        console.width = 80
+    return console
 
 
 def safe(text: object) -> str:
