@@ -233,8 +233,8 @@ import resource, torch
 from torch import nn
 from landscape_cli.metrics import gradients
 from landscape_cli.network import build, stack
-from landscape_cli.objective import Objective, flatten
-from landscape_cli.point import GRAM_SAMPLES, Point
+from landscape_cli.curvature.objective import Objective, flatten
+from landscape_cli.metrics.point import GRAM_SAMPLES, Point
 
 class Cheap(Objective):
     def loss_and_gradient(self, theta):  # of the right size; 1,000 real ones for each slice would take 20 seconds
