@@ -23,13 +23,6 @@ def one(name: str, at: Point, **settings: Any) -> Estimate:
     return found
 
 
-@pytest.fixture(params=["dense", "products"])
-def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small matrices in full, and as if they were too large for that."""
-    if request.param == "products":
-        matrix_free(monkeypatch)
-
-
 def matrix_free(patch: pytest.MonkeyPatch) -> None:
     """Matrices of any size are too large to be formed."""
     own = [m for n, m in sys.modules.items() if n.startswith("landscape_cli") and hasattr(m, "DENSE")]

@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from helpers import CASES, K, Quadratic, at_of, data, modules, oracle, plain_logits, point, same, symmetric, vector
 from scipy.sparse.linalg import eigsh
-from spectrum_cases import (  # noqa: F401
+from spectrum_cases import (
     NETS,
     Kronecker,
     P,
-    both_ways,
     honest,
     like_a_hessian,
     matrix_free,

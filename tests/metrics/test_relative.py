@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import CASES, Case, K, N, at_of, data, modules, oracle, plain_logits, point, same, vector
-from spectrum_cases import NETS, both_ways, honest, matrix_free, one  # noqa: F401
+from spectrum_cases import NETS, honest, matrix_free, one
 from torch import Tensor, nn
 
 from landscape_cli.metrics.point import Point
